@@ -1,0 +1,486 @@
+"""What each flow did: Zeek's connection states and history, counts, bytes, minutes. The rules: flows.py.
+
+An ACCOUNT per flow slot with two ACCOUNT_SIDEs (orig, resp) is open from a flow's first packet to its end; then it is
+copied out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from analysis.layout import ACK, FIN, ICMP, ICMPV6, NANOSECONDS, RST, SYN, TCP, UDP
+
+ACCOUNT = np.dtype(
+    [
+        ("flow_uid", "u8"),
+        ("orig_hi", "u8"),
+        ("orig_lo", "u8"),
+        ("resp_hi", "u8"),
+        ("resp_lo", "u8"),
+        ("first_seen", "i8"),
+        ("last_seen", "i8"),
+        ("missed_bytes", "i8"),
+        ("zero_windows", "i8"),
+        ("syn_time", "i8"),
+        ("handshake_rtt", "i8"),  # -1 = unknown
+        ("minute", "i8"),  # start of the minute that the sides' minute_ counts are of
+        ("minute_first", "i8"),
+        ("minute_last", "i8"),
+        ("interface", "i4"),
+        ("encapsulation", "u4"),
+        ("history_length", "i4"),
+        ("orig_port", "u2"),
+        ("resp_port", "u2"),
+        ("protocol", "u1"),
+        ("open", "u1"),
+        ("has_ports", "u1"),
+        ("seen_synack", "u1"),
+        ("named", "u1"),  # orig's first data was looked at for a server name
+    ],
+    align=True,
+)
+
+ACCOUNT_SIDE = np.dtype(
+    [
+        ("packets", "i8"),
+        ("bytes", "i8"),
+        ("ip_bytes", "i8"),
+        ("tcp_segments", "i8"),
+        ("retransmits", "i8"),
+        ("out_of_order", "i8"),
+        ("minute_packets", "i8"),
+        ("minute_bytes", "i8"),
+        ("minute_tcp_segments", "i8"),
+        ("minute_retransmits", "i8"),
+        ("repeats", "i8"),  # packets that are a T of the history
+        ("zero_windows", "i8"),
+        ("gaps", "i8"),
+        ("vni", "i4"),
+        ("last_end", "u4"),  # highest end of the sequence numbers
+        ("syn_seq", "u4"),
+        ("fin_end", "u4"),
+        ("rst_seq", "u4"),
+        ("letters", "u4"),  # which letters of the history were written, a bit each
+        ("state", "u1"),
+        ("state_before", "u1"),
+        ("started", "u1"),
+    ],
+    align=True,
+)
+
+MINUTE = np.dtype(
+    [
+        ("flow_uid", "u8"),
+        ("minute", "i8"),
+        ("first_ts", "i8"),
+        ("last_ts", "i8"),
+        ("orig_packets", "i8"),
+        ("orig_bytes", "i8"),
+        ("resp_packets", "i8"),
+        ("resp_bytes", "i8"),
+        ("orig_tcp_segments", "i8"),
+        ("resp_tcp_segments", "i8"),
+        ("orig_retransmits", "i8"),
+        ("resp_retransmits", "i8"),
+    ]
+)
+
+SERVER_NAME = np.dtype([("flow_uid", "u8"), ("offset", "i4"), ("length", "i4")])
+
+HISTORY_BYTES = 40
+FLIPPED = 94  # '^': the flow's first packet came from resp
+MINUTE_NS = 60 * NANOSECONDS
+
+# Zeek's endpoint states (TCP_Endpoint.h)
+INACTIVE, SYN_SENT, SYN_ACK_SENT, PARTIAL, ESTABLISHED, CLOSED, RESET = range(7)
+
+
+class Accounts(NamedTuple):
+    """Open accounts by slot."""
+
+    flows: npt.NDArray[np.void]
+    sides: npt.NDArray[np.void]
+    history: npt.NDArray[np.uint8]
+
+
+class Closed(NamedTuple):
+    """Where finished accounts, minutes and server names are put; `counts` says how many of each there are."""
+
+    flows: npt.NDArray[np.void]
+    sides: npt.NDArray[np.void]
+    history: npt.NDArray[np.uint8]
+    minutes: npt.NDArray[np.void]
+    names: npt.NDArray[np.void]
+    counts: npt.NDArray[np.int64]
+
+
+FLOW_COUNT, MINUTE_COUNT, NAME_COUNT = range(3)
+
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
+
+
+@kernel
+def ahead(x, y):
+    """x - y modulo 2^32 as a signed number."""
+    distance = (np.int64(x) - np.int64(y)) & 0xFFFFFFFF
+    return distance - 0x100000000 if distance >= 0x80000000 else distance
+
+
+@kernel
+def write_letter(accounts, slot, letter, is_orig):
+    flow = accounts.flows[slot]
+    if flow["history_length"] < HISTORY_BYTES:
+        accounts.history[slot, flow["history_length"]] = letter if is_orig else letter + 32
+        flow["history_length"] += 1
+
+
+@kernel
+def write_once(accounts, slot, side, letter, is_orig):
+    bit = np.int64(1) << (letter - 65)
+    if not np.int64(side["letters"]) & bit:
+        side["letters"] = np.int64(side["letters"]) | bit
+        write_letter(accounts, slot, letter, is_orig)
+
+
+@kernel
+def write_power_of_ten(accounts, slot, count, letter, is_orig):
+    """Letters of what happens often: at the 1st, 10th, 100th ... time."""
+    while count >= 10 and count % 10 == 0:
+        count //= 10
+    if count == 1:
+        write_letter(accounts, slot, letter, is_orig)
+
+
+@kernel
+def close_minute(flow, orig, resp, closed):
+    at = closed.counts[MINUTE_COUNT]
+    closed.counts[MINUTE_COUNT] += 1
+    m = closed.minutes[at]
+    m["flow_uid"] = flow["flow_uid"]
+    m["minute"] = flow["minute"]
+    m["first_ts"] = flow["minute_first"]
+    m["last_ts"] = flow["minute_last"]
+    m["orig_packets"] = orig["minute_packets"]
+    m["orig_bytes"] = orig["minute_bytes"]
+    m["resp_packets"] = resp["minute_packets"]
+    m["resp_bytes"] = resp["minute_bytes"]
+    m["orig_tcp_segments"] = orig["minute_tcp_segments"]
+    m["resp_tcp_segments"] = resp["minute_tcp_segments"]
+    m["orig_retransmits"] = orig["minute_retransmits"]
+    m["resp_retransmits"] = resp["minute_retransmits"]
+    begin_minute(orig)
+    begin_minute(resp)
+
+
+@kernel
+def begin_minute(side):
+    side["minute_packets"] = 0
+    side["minute_bytes"] = 0
+    side["minute_tcp_segments"] = 0
+    side["minute_retransmits"] = 0
+
+
+@kernel
+def close_account(accounts, slot, closed):
+    flow = accounts.flows[slot]
+    if not flow["open"]:
+        return
+    flow["open"] = 0
+    close_minute(flow, accounts.sides[2 * slot], accounts.sides[2 * slot + 1], closed)
+    at = closed.counts[FLOW_COUNT]
+    closed.counts[FLOW_COUNT] += 1
+    closed.flows[at] = flow
+    closed.sides[2 * at] = accounts.sides[2 * slot]
+    closed.sides[2 * at + 1] = accounts.sides[2 * slot + 1]
+    for k in range(flow["history_length"]):
+        closed.history[at, k] = accounts.history[slot, k]
+
+
+@kernel
+def open_account(accounts, slot, p, ends, zero_flow, zero_side):
+    accounts.flows[slot] = zero_flow[0]
+    accounts.sides[2 * slot] = zero_side[0]
+    accounts.sides[2 * slot + 1] = zero_side[0]
+    flow = accounts.flows[slot]
+    flow["open"] = 1
+    flow["flow_uid"] = p["flow_uid"]
+    flow["first_seen"] = p["ts"]
+    flow["last_seen"] = p["ts"]
+    flow["handshake_rtt"] = -1
+    flow["minute"] = p["ts"] - p["ts"] % MINUTE_NS
+    flow["minute_first"] = p["ts"]
+    flow["minute_last"] = p["ts"]
+    flow["interface"] = p["interface"]
+    flow["protocol"] = p["protocol"]
+    flow["encapsulation"] = p["encapsulation"]
+    flow["has_ports"] = p["has_ports"] or p["protocol"] == ICMP or p["protocol"] == ICMPV6
+    src_port = ends["a_port"] if p["from_a"] else ends["b_port"]
+    dst_port = ends["b_port"] if p["from_a"] else ends["a_port"]
+    if p["from_orig"]:
+        flow["orig_hi"], flow["orig_lo"], flow["orig_port"] = p["src_hi"], p["src_lo"], src_port
+        flow["resp_hi"], flow["resp_lo"], flow["resp_port"] = p["dst_hi"], p["dst_lo"], dst_port
+    else:
+        flow["orig_hi"], flow["orig_lo"], flow["orig_port"] = p["dst_hi"], p["dst_lo"], dst_port
+        flow["resp_hi"], flow["resp_lo"], flow["resp_port"] = p["src_hi"], p["src_lo"], src_port
+    accounts.sides[2 * slot]["vni"] = -1
+    accounts.sides[2 * slot + 1]["vni"] = -1
+    if not p["from_orig"] and (p["protocol"] == TCP or p["protocol"] == UDP):
+        accounts.history[slot, 0] = FLIPPED
+        flow["history_length"] = 1
+
+
+@kernel
+def set_state(side, state):
+    if side["state"] != state:
+        side["state_before"] = side["state"]
+        side["state"] = state
+
+
+@kernel
+def advance_state(p, me, you, is_orig):
+    """Zeek's TCP endpoint states (TCPSessionAdapter.cc), by what the packet's flags say."""
+    flags = p["tcp_flags"]
+    state = me["state"]
+    if state == INACTIVE:
+        if flags & SYN:
+            if is_orig:
+                set_state(me, SYN_ACK_SENT if flags & ACK else SYN_SENT)
+            else:
+                if you["state"] == SYN_SENT:
+                    set_state(you, ESTABLISHED)
+                set_state(me, ESTABLISHED)
+        if flags & FIN:
+            set_state(me, CLOSED)
+        if flags & RST:
+            set_state(me, RESET)
+        if not flags & (SYN | FIN | RST):
+            waits = not is_orig and p["payload_length"] == 0 and you["state"] == SYN_SENT
+            if not waits:
+                set_state(me, ESTABLISHED if flags & ACK and you["state"] == ESTABLISHED else PARTIAL)
+    elif state == SYN_SENT or state == SYN_ACK_SENT:
+        if flags & FIN:
+            set_state(me, CLOSED)
+        if flags & RST:
+            set_state(me, RESET)
+    elif state == ESTABLISHED or state == PARTIAL:
+        if flags & (SYN | ACK) == SYN and state == PARTIAL and you["state"] == INACTIVE:
+            set_state(me, SYN_SENT)
+        if flags & FIN and not flags & RST:
+            set_state(me, CLOSED)
+            if you["state"] == RESET and you["state_before"] == CLOSED:
+                set_state(you, CLOSED)
+        if flags & RST:
+            set_state(me, RESET)
+    elif state == CLOSED and flags & RST and you["state"] != CLOSED:
+        set_state(me, RESET)
+
+
+@kernel
+def write_history(accounts, slot, p, me, you, is_orig, missed):
+    """Zeek's history letters of one TCP packet; states are those before the packet."""
+    flags = p["tcp_flags"]
+    length = np.int64(p["payload_length"])
+    seq = p["tcp_seq"]
+    end = (np.int64(seq) + length + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)) & 0xFFFFFFFF
+    control = (1 if flags & SYN else 0) + (1 if flags & FIN else 0) + (1 if flags & RST else 0)
+    if control > 1:
+        write_once(accounts, slot, me, 73 if flags & FIN and flags & RST else 81, is_orig)  # I, Q
+    elif flags & SYN:
+        first = not np.int64(me["letters"]) & (1 << 18)
+        if first or me["syn_seq"] != seq:
+            me["letters"] = np.int64(me["letters"]) | (1 << 18)
+            write_letter(accounts, slot, 72 if flags & ACK else 83, is_orig)  # H, S
+        me["syn_seq"] = seq
+    elif flags & FIN:
+        first = not np.int64(me["letters"]) & (1 << 5)
+        if first or me["fin_end"] != end:
+            me["letters"] = np.int64(me["letters"]) | (1 << 5)
+            write_letter(accounts, slot, 70, is_orig)  # F
+        me["fin_end"] = end
+    elif flags & RST:
+        first = not np.int64(me["letters"]) & (1 << 17)
+        if first or me["rst_seq"] != seq:
+            me["letters"] = np.int64(me["letters"]) | (1 << 17)
+            write_letter(accounts, slot, 82, is_orig)  # R
+        me["rst_seq"] = seq
+    elif length > 0:
+        write_once(accounts, slot, me, 68, is_orig)  # D
+    elif flags & ACK:
+        write_once(accounts, slot, me, 65, is_orig)  # A
+    if p["tcp_window"] == 0 and not flags & RST and you["state"] != CLOSED and me["state"] != RESET:
+        me["zero_windows"] += 1
+        write_power_of_ten(accounts, slot, me["zero_windows"], 87, is_orig)  # W
+    if me["started"]:
+        advance = ahead(end, me["last_end"])
+        if advance > 0:
+            if not flags & RST:
+                me["last_end"] = end
+        elif length > 0 and me["state"] != RESET and not flags & RST:
+            me["repeats"] += 1
+            write_power_of_ten(accounts, slot, me["repeats"], 84, is_orig)  # T
+    else:
+        me["started"] = 1
+        me["last_end"] = end
+    if missed > 0:
+        you["gaps"] += 1
+        write_power_of_ten(accounts, slot, you["gaps"], 71, not is_orig)  # G
+
+
+@kernel
+def time_handshake(flow, p, is_orig):
+    """SYN to the first ACK without SYN, once a SYN-ACK came: tshark's tcp.analysis.initial_rtt."""
+    flags = p["tcp_flags"]
+    if flags & (SYN | ACK) == SYN:
+        if flow["handshake_rtt"] < 0:
+            flow["syn_time"] = p["ts"]
+    elif flags & SYN:
+        flow["seen_synack"] = 1
+    elif flags & ACK and flow["syn_time"] and flow["seen_synack"] and flow["handshake_rtt"] < 0 and is_orig:
+        if not flags & RST:
+            flow["handshake_rtt"] = p["ts"] - flow["syn_time"]
+
+
+@kernel
+def find_server_name(data, p, flow, closed):
+    """The TLS server name (RFC 6066) or HTTP Host in orig's first data, as a place in the chunk."""
+    at = np.int64(p["payload_offset"])
+    end = at + np.int64(p["payload_captured"])
+    start, length = np.int64(0), np.int64(0)
+    if end - at >= 43 and data[at] == 22 and data[at + 5] == 1:
+        start, length = find_sni(data, at + 43, end)
+    elif end - at >= 16 and 65 <= data[at] <= 90:
+        start, length = find_host(data, at, end)
+    if 0 < length <= 253:
+        name = closed.names[closed.counts[NAME_COUNT]]
+        closed.counts[NAME_COUNT] += 1
+        name["flow_uid"] = flow["flow_uid"]
+        name["offset"] = start
+        name["length"] = length
+
+
+@kernel
+def be16(data, at):
+    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
+
+
+@kernel
+def find_sni(data, at, end):
+    """`at` is at the session id's length of a ClientHello."""
+    if at + 1 <= end:
+        at += 1 + np.int64(data[at])
+    if at + 2 <= end:
+        at += 2 + be16(data, at)
+    if at + 1 <= end:
+        at += 1 + np.int64(data[at])
+    at += 2
+    while at + 4 <= end:
+        size = be16(data, at + 2)
+        if be16(data, at) == 0:
+            length = be16(data, at + 7) if at + 9 <= end else np.int64(0)
+            return (at + 9, length) if at + 9 + length <= end else (at, np.int64(0))
+        at += 4 + size
+    return at, np.int64(0)
+
+
+@kernel
+def find_host(data, at, end):
+    """The value of the Host header, which begins a line."""
+    end = min(end, at + 2048)
+    while at + 8 < end:
+        if (
+            data[at] == 10
+            and data[at + 1] | 32 == 104
+            and data[at + 2] | 32 == 111
+            and data[at + 3] | 32 == 115
+            and data[at + 4] | 32 == 116
+            and data[at + 5] == 58
+        ):
+            at += 6
+            while at < end and data[at] == 32:
+                at += 1
+            start = at
+            while at < end and 32 < data[at] < 127:
+                at += 1
+            return start, (at - start if at < end else np.int64(0))
+        at += 1
+    return at, np.int64(0)
+
+
+@kernel
+def add_packet(accounts, slot, p, me, you, verdict):
+    is_orig = p["from_orig"] == 1
+    flow = accounts.flows[slot]
+    new_bytes = np.int64(p["payload_length"]) + np.int64(p["earlier_payload"])
+    if p["protocol"] == TCP:
+        new_bytes = verdict["new_bytes"]
+        if p["tcp_analyzable"]:
+            write_history(accounts, slot, p, me, you, is_orig, verdict["missed_bytes"])
+            advance_state(p, me, you, is_orig)
+            time_handshake(flow, p, is_orig)
+            if p["tcp_window"] == 0 and not p["tcp_flags"] & (SYN | FIN | RST):
+                flow["zero_windows"] += 1
+    elif p["protocol"] == UDP:
+        write_once(accounts, slot, me, 68, is_orig)
+        me["state"] = ESTABLISHED
+    count = 1 + np.int64(p["earlier_fragments"])
+    me["packets"] += count
+    me["bytes"] += new_bytes
+    me["ip_bytes"] += np.int64(p["ip_length"]) + np.int64(p["earlier_ip_bytes"])
+    me["tcp_segments"] += verdict["tcp_segments"]
+    me["retransmits"] += verdict["retransmitted"]
+    me["out_of_order"] += verdict["out_of_order"]
+    me["minute_packets"] += count
+    me["minute_bytes"] += new_bytes
+    me["minute_tcp_segments"] += verdict["tcp_segments"]
+    me["minute_retransmits"] += verdict["retransmitted"]
+    you["bytes"] += verdict["gap_bytes"]
+    you["minute_bytes"] += verdict["gap_bytes"]
+    flow["missed_bytes"] += verdict["missed_bytes"]
+    if me["vni"] < 0:
+        me["vni"] = p["vni"]
+
+
+@kernel
+def account(data, packets, verdicts, slots, accounts, closed, zero_flow, zero_side):
+    """Adds every packet that belongs to a flow, and is no copy, to its account."""
+    for i in range(len(packets)):
+        p = packets[i]
+        slot = np.int64(p["flow"])
+        if slot < 0:
+            continue
+        if p["starts_flow"]:
+            close_account(accounts, slot, closed)
+            open_account(accounts, slot, p, slots[slot], zero_flow, zero_side)
+        if p["is_copy"]:
+            continue
+        flow = accounts.flows[slot]
+        orig = accounts.sides[2 * slot]
+        resp = accounts.sides[2 * slot + 1]
+        minute = p["ts"] - p["ts"] % MINUTE_NS
+        if minute != flow["minute"]:
+            close_minute(flow, orig, resp, closed)
+            flow["minute"] = minute
+            flow["minute_first"] = p["ts"]
+            flow["minute_last"] = p["ts"]
+        flow["minute_first"] = min(flow["minute_first"], p["ts"])
+        flow["minute_last"] = max(flow["minute_last"], p["ts"])
+        flow["first_seen"] = min(flow["first_seen"], p["ts"])
+        flow["last_seen"] = max(flow["last_seen"], p["ts"])
+        if p["from_orig"]:
+            if not flow["named"] and p["protocol"] == TCP and p["payload_captured"] > 0:
+                flow["named"] = 1
+                find_server_name(data, p, flow, closed)
+            add_packet(accounts, slot, p, orig, resp, verdicts[i])
+        else:
+            add_packet(accounts, slot, p, resp, orig, verdicts[i])
+
+
+@kernel
+def close_expired(accounts, expired, closed):
+    for slot in range(len(expired)):
+        if expired[slot]:
+            close_account(accounts, np.int64(slot), closed)

@@ -1,0 +1,142 @@
+"""Numpy columns to the Arrow columns that schemas.py declares."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from analysis.columns_kernels import number_values, write_hex
+from analysis.layout import ENCAPSULATION_NAMES
+from analysis.schemas import TABLES, TIME, identity_columns
+
+if TYPE_CHECKING:
+    Column: TypeAlias = pa.Array[Any]
+
+Values = npt.NDArray[Any]
+
+PROTOCOL_NAMES: Final = [f"ip-{number}" for number in range(256)]
+for _number, _name in {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 33: "DCCP", 47: "GRE", 50: "ESP", 51: "AH"}.items():
+    PROTOCOL_NAMES[_number] = _name
+for _number, _name in {58: "ICMPv6", 89: "OSPF", 103: "PIM", 112: "VRRP", 132: "SCTP"}.items():
+    PROTOCOL_NAMES[_number] = _name
+PROTOCOL_NAMES.append("ARP")
+ARP_NAME: Final = 256
+
+
+def bitmap(valid: npt.NDArray[np.bool_]) -> pa.Buffer:
+    """Arrow's validity bitmap; shared by all columns that are null in the same rows."""
+    return pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+def numbers(values: Values, type_: pa.DataType, validity: pa.Buffer | None = None) -> Column:
+    """A fixed-width column; `values` are cast to the type's width without a look at what null rows hold."""
+    width = np.dtype(type_.to_pandas_dtype()) if not pa.types.is_timestamp(type_) else np.dtype(np.int64)
+    values = np.ascontiguousarray(values, dtype=width)
+    return pa.Array.from_buffers(type_, len(values), [validity, pa.py_buffer(values)])
+
+
+def times(values: Values, validity: pa.Buffer | None = None) -> Column:
+    return numbers(values, TIME, validity)
+
+
+def flags(values: Values) -> Column:
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, bitmap(values.astype(bool))])
+
+
+def names(index: Values, words: Column | Sequence[str | None], validity: pa.Buffer | None = None) -> Column:
+    """A dictionary column: words[index[i]]."""
+    if not isinstance(words, pa.Array):
+        words = pa.array(words, pa.string())
+    return pa.DictionaryArray.from_arrays(numbers(index, pa.int32(), validity), words, safe=False)
+
+
+def some_names(index: Values, words: Sequence[str | None]) -> Column:
+    """As names(), null where the index is negative or the word is None."""
+    known = np.array([word is not None for word in words] + [False], bool)
+    index = np.where(index < 0, len(words), index)
+    valid = known[index]
+    filled = [word or "" for word in words] or [""]
+    return names(np.where(valid, index, 0), filled, bitmap(valid))
+
+
+def fixed_text(text: npt.NDArray[np.uint8], width: int) -> Column:
+    """Strings that all have `width` bytes."""
+    offsets = np.arange(0, len(text) + 1, width, dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(text) // width, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """(ordinal of each value among the distinct ones, where each distinct one is first seen)."""
+    count = len(low)
+    table = np.full(1 << max(4, (2 * count).bit_length()), -1, np.int32)
+    index = np.empty(count, np.int32)
+    firsts = np.empty(count, np.int64)
+    found = number_values(np.ascontiguousarray(high), np.ascontiguousarray(low), table, index, firsts)
+    return index, firsts[:found]
+
+
+def uid_text(values: Values) -> Column:
+    text = np.empty(16 * len(values), np.uint8)
+    write_hex(np.ascontiguousarray(values), text)
+    return fixed_text(text, 16)
+
+
+def uids(values: Values, validity: pa.Buffer | None = None) -> Column:
+    """Ids of flows that repeat, as a dictionary."""
+    index, firsts = distinct(np.zeros(len(values), np.uint64), values)
+    return names(index, uid_text(values[firsts]), validity)
+
+
+_ADDRESS_TEXT: dict[tuple[int, int], str] = {}
+_MOST_ADDRESS_TEXTS: Final = 1 << 18
+
+
+def address_text(high: int, low: int) -> str:
+    """`high` and `low` as in layout.py; IPv6 as RFC 5952 writes it."""
+    text = _ADDRESS_TEXT.get((high, low))
+    if text is None:
+        if high == 0 and low >> 32 == 0xFFFF:
+            text = f"{low >> 24 & 255}.{low >> 16 & 255}.{low >> 8 & 255}.{low & 255}"
+        else:
+            text = str(ipaddress.IPv6Address(high << 64 | low))
+        if len(_ADDRESS_TEXT) >= _MOST_ADDRESS_TEXTS:
+            _ADDRESS_TEXT.clear()
+        _ADDRESS_TEXT[high, low] = text
+    return text
+
+
+def addresses(*pairs: tuple[Values, Values], validity: pa.Buffer | None = None) -> list[Column]:
+    """One dictionary column for each (high, low) pair of columns; they share the dictionary."""
+    high = np.concatenate([pair[0] for pair in pairs])
+    low = np.concatenate([pair[1] for pair in pairs])
+    index, firsts = distinct(high, low)
+    words = pa.array(map(address_text, high[firsts].tolist(), low[firsts].tolist()), pa.string())
+    length = len(pairs[0][0])
+    return [names(index[i * length : (i + 1) * length], words, validity) for i in range(len(pairs))]
+
+
+def encapsulations(values: Values) -> Column:
+    """Names of layout.PACKET's encapsulation, outermost first, null where there is none."""
+    kinds, index = np.unique(values, return_inverse=True)
+    words = []
+    for kind in kinds.tolist():
+        layers = [ENCAPSULATION_NAMES[kind >> shift & 15] for shift in range(0, 32, 4) if kind >> shift & 15]
+        words.append("+".join(layers) or None)
+    return some_names(index, words)
+
+
+def to_table(name: str, columns: dict[str, Column], without: Sequence[str] = ()) -> pa.Table:
+    """The columns in the order of the schema; those in `without` come later."""
+    schema = pa.schema([field for field in TABLES[name].schema if field.name not in without])
+    return pa.table([columns[field.name] for field in schema], schema=schema)
+
+
+def identity_names(table: str) -> list[str]:
+    """The columns that identities.py fills in."""
+    sides = {"flows": ("orig", "resp"), "retransmits": ("orig", "resp"), "dns": ("client", "server")}
+    return [column.name for side in sides[table] for column in identity_columns(side, side)]

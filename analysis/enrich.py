@@ -1,0 +1,48 @@
+"""Names for a lake: what is known of the cluster, and every row named by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from analysis import lake
+from analysis.errors import PodtapError, Problem
+from analysis.identities import Identities, add_identities, load_identities
+from analysis.schemas import IDENTITIES
+
+
+def known_identities(root: Path) -> Identities:
+    """What a lake knows already."""
+    schema = IDENTITIES.schema
+    files = lake.committed_files(root, IDENTITIES.name)
+    tables = [pq.ParquetFile(file).read().select(schema.names).cast(schema) for file in files]
+    return Identities(pa.concat_tables(tables).unify_dictionaries()) if tables else Identities.empty()
+
+
+def enrich(root: Path, metadata: Sequence[str]) -> list[Problem]:
+    """Names the rows of a lake anew by what it knows and what `metadata` (kubectl dumps) adds, at once.
+
+    Returns what could not be read. Raises PodtapError if there is no lake, or nothing in the metadata.
+    """
+    if not lake.read_records(root):
+        raise PodtapError(f"no lake at {root}: run podtap analyze FILE --lake {root}")
+    identities, problems = load_identities(metadata)
+    learn(root, known_identities(root).united_with(identities))
+    return problems
+
+
+def learn(root: Path, identities: Identities) -> None:
+    """Makes `identities` what the lake knows; nothing happens if it does already."""
+    lake.settle(root)
+    known = known_identities(root)
+    if known.table.equals(identities.table):
+        return
+    batches = "".join(record.batch for record in lake.read_records(root))
+    name = xxhash.xxh3_64_hexdigest((batches + str(identities.table.to_pylist())).encode())
+    lake.rewrite(
+        root, name, lambda table, rows: add_identities(identities, table, rows), {IDENTITIES.name: identities.table}
+    )

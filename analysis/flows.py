@@ -1,0 +1,295 @@
+"""Flows: every packet to its flow, and what each flow did.
+
+A flow is one 5-tuple at one observation point, in both directions, bounded in time:
+
+- It ends after 5 minutes without a packet for TCP, 1 minute for all else (Zeek's inactivity timeouts). Zeek's shorter
+  ones (5 s for an unanswered SYN, 5 s after a close) are not applied: SYN retries and late packets stay with theirs.
+- A SYN with another sequence number than the flow's own begins a new flow: the ports were used again.
+- orig is who sent the SYN; without one, who does not have the well-known port; else who was seen first.
+- At one interface, packets of one direction all have the same in/out mark, VLAN and VNI. Others were observed at
+  another place on their way (or are another tenant's) and make a flow of their own. The two directions may differ:
+  Weave and Cilium put the sender into the VNI.
+- Later IP fragments go with the first one, by its id. One that came before its first fragment has no flow of its own,
+  but is counted in that of the first.
+- ICMP flows are Zeek's: (type, counterpart type) take the place of ports; errors are one-way.
+
+`conn_state` and `history` follow Zeek (base/protocols/conn/main.zeek, TCPSessionAdapter.cc); no letter C, since
+checksums of captured packets are mostly left to the network card.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from analysis import accounts_kernels as accounts
+from analysis import columns, flows_kernels
+from analysis.columns_kernels import write_community_ids
+from analysis.layout import ICMP, ICMPV6, NANOSECONDS, TCP, UDP
+
+Records = npt.NDArray[Any]
+
+FIRST_SLOTS: Final = 1 << 14
+SWEEP_PACKETS: Final = 1 << 20
+"""How often what is over is looked for; it decides about memory only, never about the tables."""
+REMEMBERED_SLOTS: Final = 1 << 18
+"""Ended TCP flows are remembered, for what the same ports do later, until there are more slots than this."""
+REMEMBERED_NS: Final = 600 * NANOSECONDS
+
+CONN_STATES: Final = ("OTH", "S0", "S1", "SF", "REJ", "S2", "S3", "RSTO", "RSTR", "RSTOS0", "RSTRH", "SH", "SHR")
+
+
+class Flows:
+    """The flows of one recording; carries their state over chunks and file borders."""
+
+    def __init__(self) -> None:
+        self.slots = np.zeros(FIRST_SLOTS, flows_kernels.SLOT)
+        self.used = 0
+        self._sides = np.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
+        self._recent = np.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
+        self._fragments = np.zeros(flows_kernels.FRAGMENTED_DATAGRAMS, flows_kernels.FRAGMENT)
+        self._table = np.full(4 * FIRST_SLOTS, -1, np.int32)
+        self._free = np.zeros(FIRST_SLOTS + 1, np.int32)
+        self._accounts = accounts.Accounts(
+            np.zeros(FIRST_SLOTS, accounts.ACCOUNT),
+            np.zeros(2 * FIRST_SLOTS, accounts.ACCOUNT_SIDE),
+            np.zeros((FIRST_SLOTS, accounts.HISTORY_BYTES), np.uint8),
+        )
+        self._unswept = 0
+        self._clock = np.iinfo(np.int64).min
+        self._server_names: dict[int, str] = {}
+        self._closed: list[accounts.Closed] = []
+
+    def assign(self, packets: Records, points: npt.NDArray[np.int64], point_hashes: npt.NDArray[np.uint64]) -> None:
+        """Set flow, flow_uid, flow_first_seen, from_orig, starts_flow and is_copy of PACKET[n].
+
+        `points` (flows_kernels.POINT_*) and `point_hashes` are by observation point.
+        """
+        self._make_room(len(packets))
+        with np.errstate(over="ignore"):
+            self.used = flows_kernels.assign(
+                packets, self._table, self.slots, self._sides, self._recent, self._fragments, points, point_hashes,
+                self._free, self.used,
+            )  # fmt: skip
+
+    def account(self, data: npt.NDArray[np.uint8], packets: Records, verdicts: Records) -> None:
+        """Add assigned PACKET[n], and what was said of each (VERDICT[n]), to the flows' accounts."""
+        closed = _room_for(int(np.count_nonzero(packets["starts_flow"])), len(packets))
+        zeros = np.zeros(1, accounts.ACCOUNT), np.zeros(1, accounts.ACCOUNT_SIDE)
+        accounts.account(data, packets, verdicts, self.slots, self._accounts, closed, *zeros)
+        for uid, offset, length in closed.names[: closed.counts[accounts.NAME_COUNT]].tolist():
+            name = data[offset : offset + length].tobytes()
+            self._server_names[uid] = name.decode("ascii", "backslashreplace").lower()
+        self._keep(closed)
+        if len(packets):
+            self._clock = max(self._clock, int(packets["ts"].max()))
+        self._unswept += len(packets)
+        if self._unswept >= SWEEP_PACKETS:
+            self._sweep()
+
+    @property
+    def finished(self) -> int:
+        """Flows that rows() would give."""
+        return sum(len(closed.flows) for closed in self._closed)
+
+    def finish(self) -> None:
+        """The recording ends, and with it all flows."""
+        self._close(np.ones(self.used, np.bool_))
+
+    def rows(self) -> tuple[Records, Records, npt.NDArray[np.uint8], list[str | None], Records]:
+        """What was finished since the last call: ACCOUNT[n], ACCOUNT_SIDE[2n], histories, server names, MINUTE[m]."""
+        closed, self._closed = self._closed, []
+        flows = np.concatenate([c.flows for c in closed] or [np.zeros(0, accounts.ACCOUNT)])
+        sides = np.concatenate([c.sides for c in closed] or [np.zeros(0, accounts.ACCOUNT_SIDE)])
+        history = np.concatenate([c.history for c in closed] or [np.zeros((0, accounts.HISTORY_BYTES), np.uint8)])
+        minutes = np.concatenate([c.minutes for c in closed] or [np.zeros(0, accounts.MINUTE)])
+        server_names = [self._server_names.pop(uid, None) for uid in flows["flow_uid"].tolist()]
+        return flows, sides, history, server_names, minutes
+
+    def _sweep(self) -> None:
+        self._unswept = 0
+        expired = np.zeros(self.used, np.bool_)
+        keep_since = self._clock - REMEMBERED_NS if self.used > REMEMBERED_SLOTS else np.iinfo(np.int64).min
+        flows_kernels.expire(self.slots, self.used, self._clock, keep_since, self._free, expired)
+        self._close(expired)
+        self._table[:] = -1
+        with np.errstate(over="ignore"):
+            flows_kernels.rebuild(self._table, self.slots, self.used)
+
+    def _close(self, expired: npt.NDArray[np.bool_]) -> None:
+        count = int(np.count_nonzero(expired))
+        closed = _room_for(count, count)
+        accounts.close_expired(self._accounts, expired, closed)
+        self._keep(closed)
+
+    def _keep(self, closed: accounts.Closed) -> None:
+        flows, minutes, _ = closed.counts.tolist()
+        if flows or minutes:
+            self._closed.append(
+                accounts.Closed(
+                    closed.flows[:flows].copy(),
+                    closed.sides[: 2 * flows].copy(),
+                    closed.history[:flows].copy(),
+                    closed.minutes[:minutes].copy(),
+                    closed.names[:0],
+                    closed.counts,
+                )
+            )
+
+    def _make_room(self, packets: int) -> None:
+        """Every packet may begin a flow in a new slot."""
+        needed = self.used - int(self._free[-1]) + packets
+        if needed <= len(self.slots):
+            return
+        size = max(2 * len(self.slots), 1 << needed.bit_length())
+        free = np.zeros(size + 1, np.int32)
+        free[: len(self._free) - 1] = self._free[:-1]
+        free[-1] = self._free[-1]
+        self._free = free
+        self.slots = _grown(self.slots, size)
+        self._sides = _grown(self._sides, 2 * size)
+        self._recent = _grown(self._recent, 2 * size * flows_kernels.RECENT_PACKETS)
+        self._accounts = accounts.Accounts(
+            _grown(self._accounts.flows, size),
+            _grown(self._accounts.sides, 2 * size),
+            _grown(self._accounts.history, size),
+        )
+        self._table = np.full(2 << (size - 1).bit_length(), -1, np.int32)
+        with np.errstate(over="ignore"):
+            flows_kernels.rebuild(self._table, self.slots, self.used)
+
+
+def _grown(array: Records, size: int) -> Records:
+    """The array with zeros behind it."""
+    larger = np.zeros((size, *array.shape[1:]), array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+def _room_for(flows: int, packets: int) -> accounts.Closed:
+    return accounts.Closed(
+        np.empty(flows, accounts.ACCOUNT),
+        np.empty(2 * flows, accounts.ACCOUNT_SIDE),
+        np.empty((flows, accounts.HISTORY_BYTES), np.uint8),
+        np.empty(flows + packets, accounts.MINUTE),
+        np.empty(packets, accounts.SERVER_NAME),
+        np.zeros(3, np.int64),
+    )
+
+
+def conn_states(flows: Records, orig: Records, resp: Records, histories: list[str]) -> npt.NDArray[np.int32]:
+    """Zeek's conn_state (conn/main.zeek, function conn_state) as places in CONN_STATES; first match wins."""
+    o, r = orig["state"], resp["state"]
+    o_inactive = (o == accounts.INACTIVE) | (o == accounts.PARTIAL)
+    r_inactive = (r == accounts.INACTIVE) | (r == accounts.PARTIAL)
+    o_reset, r_reset = o == accounts.RESET, r == accounts.RESET
+    o_closed, r_closed = o == accounts.CLOSED, r == accounts.CLOSED
+    o_opening = (o == accounts.SYN_SENT) | (o == accounts.SYN_ACK_SENT)
+    both_reset_empty = o_reset & r_reset & (orig["bytes"] == 0) & (resp["bytes"] == 0)
+    only_syn = np.array([_is_only_syn(text) for text in histories], np.bool_)
+    tcp, udp = flows["protocol"] == TCP, flows["protocol"] == UDP
+    o_sent, r_sent = orig["packets"] > 0, resp["packets"] > 0
+    rules = [
+        (tcp & r_reset & (o_opening | both_reset_empty), "REJ"),
+        (tcp & r_reset & o_inactive, "RSTRH"),
+        (tcp & r_reset, "RSTR"),
+        (tcp & o_reset & r_inactive & only_syn, "RSTOS0"),
+        (tcp & o_reset & r_inactive, "OTH"),
+        (tcp & o_reset, "RSTO"),
+        (tcp & o_closed & r_closed, "SF"),
+        (tcp & o_closed & r_inactive, "SH"),
+        (tcp & o_closed, "S2"),
+        (tcp & r_closed & o_inactive, "SHR"),
+        (tcp & r_closed, "S3"),
+        (tcp & (o == accounts.SYN_SENT) & (r == accounts.INACTIVE), "S0"),
+        (tcp & (o == accounts.ESTABLISHED) & (r == accounts.ESTABLISHED), "S1"),
+        (udp & o_sent & r_sent, "SF"),
+        (udp & o_sent, "S0"),
+        (udp & r_sent, "SHR"),
+    ]
+    places = [np.int32(CONN_STATES.index(state)) for _, state in rules]
+    return np.select([condition for condition, _ in rules], places, np.int32(0)).astype(np.int32)
+
+
+def _is_only_syn(history: str) -> bool:
+    """A SYN, then a reset of orig, and nothing between that tells of a connection."""
+    return history.startswith("S") and "R" in history and not set("HAFGIQ") & set(history[: history.index("R")])
+
+
+def flows_table(
+    flows: Records,
+    sides: Records,
+    history: npt.NDArray[np.uint8],
+    server_names: list[str | None],
+    interface_names: list[str | None],
+) -> pa.Table:
+    """Rows of the flows table (schemas.FLOWS) without the identity columns, from what Flows.rows() gave."""
+    orig, resp = sides[0::2], sides[1::2]
+    histories = [row[:n].tobytes().decode() for row, n in zip(history, flows["history_length"].tolist(), strict=True)]
+    protocol = flows["protocol"].astype(np.int32)
+    is_tcp = protocol == TCP
+    text = np.empty(30 * len(flows), np.uint8)
+    is_icmp = (protocol == ICMP) | (protocol == ICMPV6)
+    write_community_ids(flows, is_icmp & one_way_icmp(flows), text)
+    orig_ip, resp_ip = columns.addresses((flows["orig_hi"], flows["orig_lo"]), (flows["resp_hi"], flows["resp_lo"]))
+    ports = columns.bitmap(flows["has_ports"] != 0)
+    states = conn_states(flows, orig, resp, histories)
+    missed = flows["missed_bytes"]
+    values: dict[str, columns.Column] = {
+        "flow_uid": columns.uid_text(flows["flow_uid"]),
+        "community_id": columns.fixed_text(text, 30),
+        "interface": columns.some_names(flows["interface"], interface_names),
+        "first_seen": columns.times(flows["first_seen"]),
+        "last_seen": columns.times(flows["last_seen"]),
+        "protocol": columns.names(protocol, columns.PROTOCOL_NAMES),
+        "orig_ip": orig_ip,
+        "orig_port": columns.numbers(flows["orig_port"], pa.uint16(), ports),
+        "resp_ip": resp_ip,
+        "resp_port": columns.numbers(flows["resp_port"], pa.uint16(), ports),
+        "conn_state": columns.names(states, CONN_STATES),
+        "history": pa.array(histories, pa.string()),
+        "handshake_rtt_ns": columns.numbers(
+            flows["handshake_rtt"], pa.int64(), columns.bitmap(is_tcp & (flows["handshake_rtt"] >= 0))
+        ),
+        "zero_windows": columns.numbers(flows["zero_windows"], pa.int64()),
+        "missed_bytes": columns.numbers(missed, pa.int64()),
+        "loss_uncertain": columns.flags(is_loss_uncertain(flows, sides)),
+        "encapsulation": columns.encapsulations(flows["encapsulation"]),
+        "server_name": pa.array(server_names, pa.string()),
+    }
+    for side, records in (("orig", orig), ("resp", resp)):
+        for name in ("packets", "bytes", "ip_bytes", "tcp_segments", "retransmits", "out_of_order"):
+            values[f"{side}_{name}"] = columns.numbers(records[name], pa.int64())
+        values[f"{side}_vni"] = columns.numbers(records["vni"], pa.uint32(), columns.bitmap(records["vni"] >= 0))
+    return columns.to_table("flows", values, without=columns.identity_names("flows"))
+
+
+def one_way_icmp(flows: Records) -> npt.NDArray[np.bool_]:
+    """Whether an ICMP flow's type has no counterpart, so that its second "port" is the code."""
+    return np.array(
+        [
+            flows_kernels.icmp_counterpart(protocol, kind) < 0
+            for protocol, kind in zip(flows["protocol"].tolist(), flows["orig_port"].tolist(), strict=True)
+        ],
+        np.bool_,
+    )
+
+
+def is_loss_uncertain(flows: Records, sides: Records) -> npt.NDArray[np.bool_]:
+    """More than 1 % of the bytes were missed by the capture."""
+    loss: npt.NDArray[np.bool_] = 100 * flows["missed_bytes"] > sides["bytes"][0::2] + sides["bytes"][1::2]
+    return loss
+
+
+def flow_minutes_table(minutes: Records) -> pa.Table:
+    """Rows of schemas.FLOW_MINUTES from MINUTE[n]."""
+    values = {"flow_uid": columns.uid_text(minutes["flow_uid"])}
+    for name in ("minute", "first_ts", "last_ts"):
+        values[name] = columns.times(minutes[name])
+    for side in ("orig", "resp"):
+        for name in ("packets", "bytes", "tcp_segments", "retransmits"):
+            values[f"{side}_{name}"] = columns.numbers(minutes[f"{side}_{name}"], pa.int64())
+    return columns.to_table("flow_minutes", values)

@@ -1,0 +1,503 @@
+"""Which flow each packet belongs to: a hash table of 5-tuples per observation point. What the rules mean: flows.py.
+
+A slot of the table stands for one 5-tuple at one interface, seen one way: packets of one direction that carry another
+VLAN, VNI or in/out mark than the slot's were observed elsewhere (or are another tenant's) and go to another slot of
+the same 5-tuple, linked by `next`.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from analysis.layout import (
+    ACK,
+    DIRECTION_UNKNOWN,
+    FIN,
+    FRAGMENT_FIRST,
+    FRAGMENT_NONE,
+    ICMP,
+    ICMPV6,
+    NANOSECONDS,
+    RST,
+    STARTS_AFRESH,
+    STARTS_AFTER_IDLE,
+    STARTS_NOTHING,
+    SYN,
+    TCP,
+    UDP,
+)
+
+SLOT = np.dtype(
+    [
+        ("a_hi", "u8"),  # the smaller of the two ends
+        ("a_lo", "u8"),
+        ("b_hi", "u8"),
+        ("b_lo", "u8"),
+        ("flow_uid", "u8"),
+        ("first_seen", "i8"),
+        ("last_seen", "i8"),
+        ("interface", "i4"),
+        ("next", "i4"),  # the next slot of the same 5-tuple, -1 = none
+        ("head", "i4"),  # the first one
+        ("a_port", "u2"),
+        ("b_port", "u2"),
+        ("protocol", "u1"),
+        ("used", "u1"),
+        ("orig_is_a", "u1"),
+        ("established", "u1"),  # more than SYNs was seen
+        ("closed", "u1"),  # a FIN or RST was seen
+    ],
+    align=True,
+)
+"""One 5-tuple at one observation point."""
+
+SLOT_SIDE = np.dtype(
+    [
+        ("observed", "i8"),  # what marks this side's packets there, -1 = none seen yet
+        ("syn_seq", "u4"),
+        ("first_seq", "u4"),
+        ("first_ack", "u4"),
+        ("has_syn", "u1"),
+        ("has_first", "u1"),
+        ("recent_at", "u1"),
+    ],
+    align=True,
+)
+"""Two for each slot: orig, resp."""
+
+RECENT = np.dtype([("signature", "u8"), ("look", "u8"), ("ts", "i8")])
+"""The last packets of each side, to find copies in captures that do not name interfaces."""
+RECENT_PACKETS = 4
+COPY_WINDOW_NS = 100_000_000
+
+FRAGMENT = np.dtype(
+    [
+        ("key", "u8"),
+        ("ts", "i8"),
+        ("ip_bytes", "u4"),
+        ("payload", "u4"),
+        ("src_port", "u2"),
+        ("dst_port", "u2"),
+        ("packets", "u2"),
+        ("has_ports", "u1"),
+    ],
+    align=True,
+)
+"""A fragmented datagram: the ports of its first fragment, or how much came before that one."""
+FRAGMENTED_DATAGRAMS = 4096
+FRAGMENT_TIMEOUT_NS = 60 * NANOSECONDS
+
+TCP_TIMEOUT_NS = 300 * NANOSECONDS
+OTHER_TIMEOUT_NS = 60 * NANOSECONDS
+
+POINT_NAMED = 0
+POINT_UNNAMED = 1  # one interface, without a name: a merged or mirrored capture shows packets more than once
+POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL)
+
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
+
+
+@kernel
+def mix(h, value):
+    h = (h ^ np.uint64(value)) * MULTIPLIER
+    return h ^ (h >> np.uint64(29))
+
+
+SERVER_PORTS = np.array(
+    [1080, 1434, 1812, 1883, 2123, 2152, 2379, 2380, 3128, 3268, 3306, 3389, 4011, 4240, 4244, 4789, 5060, 5072, 5222]
+    + [5223, 5269, 5353, 5355, 5432, 6081, 6379, 6443, 6666, 6667, 6668, 6669, 8000, 8080, 8443, 8888, 9090, 9092]
+    + [9153, 9200, 10250, 11211, 20000, 27017],
+    np.int64,
+)
+
+
+@kernel
+def is_server_port(port):
+    """IANA's well-known ports, and those above that Zeek's likely_server_ports, Kubernetes or its usual tenants use."""
+    if port < 1024:
+        return True
+    for known in SERVER_PORTS:
+        if port == known:
+            return True
+    return False
+
+
+@kernel
+def icmp_counterpart(protocol, kind):
+    """The type that answers an ICMP type, -1 where none does (Zeek's ICMP.cc)."""
+    if protocol == ICMP:
+        if kind == 8 or kind == 0:
+            return 8 - kind
+        if kind == 9 or kind == 10:
+            return 19 - kind
+        if 13 <= kind <= 18:
+            return kind + 1 if kind % 2 else kind - 1
+        return -1
+    if kind == 128 or kind == 129:
+        return 257 - kind
+    if 133 <= kind <= 136:
+        return kind + 1 if kind % 2 else kind - 1
+    if kind == 130 or kind == 131:
+        return 261 - kind
+    if kind == 139 or kind == 140:
+        return 279 - kind
+    if kind == 144 or kind == 145:
+        return 289 - kind
+    return -1
+
+
+@kernel
+def key_hash(interface, a_hi, a_lo, b_hi, b_lo, a_port, b_port, protocol):
+    h = mix(np.uint64(protocol), a_lo)
+    h = mix(h, b_lo)
+    h = mix(h, (np.uint64(a_port) << np.uint64(16)) | np.uint64(b_port))
+    h = mix(h, a_hi)
+    h = mix(h, b_hi)
+    return mix(h, np.uint64(interface))
+
+
+@kernel
+def slot_hash(slot):
+    return key_hash(
+        slot["interface"],
+        slot["a_hi"],
+        slot["a_lo"],
+        slot["b_hi"],
+        slot["b_lo"],
+        slot["a_port"],
+        slot["b_port"],
+        slot["protocol"],
+    )
+
+
+@kernel
+def resolve_fragment(p, fragments):
+    """Gives later fragments the ports of their first one, by (addresses, protocol, id).
+
+    Returns whether the packet's ports are known. Fragments that came before the first one are added up and handed
+    over to it.
+    """
+    key = mix(mix(mix(p["src_hi"] ^ p["src_lo"], p["dst_hi"]), p["dst_lo"]), np.uint64(p["ip_id"]))
+    key = mix(key, (np.uint64(p["protocol"]) << np.uint64(32)) | np.uint64(p["interface"]))
+    entry = fragments[np.int64(key % np.uint64(FRAGMENTED_DATAGRAMS))]
+    known = entry["key"] == key and p["ts"] - entry["ts"] < FRAGMENT_TIMEOUT_NS
+    if not known:
+        entry["key"] = key
+        entry["has_ports"] = 0
+        entry["packets"] = 0
+        entry["ip_bytes"] = 0
+        entry["payload"] = 0
+    entry["ts"] = p["ts"]
+    if p["fragment"] == FRAGMENT_FIRST:
+        entry["has_ports"] = p["has_ports"]
+        entry["src_port"] = p["src_port"]
+        entry["dst_port"] = p["dst_port"]
+        p["earlier_fragments"] = entry["packets"]
+        p["earlier_ip_bytes"] = entry["ip_bytes"]
+        p["earlier_payload"] = entry["payload"]
+        entry["packets"] = 0
+        return True
+    if entry["has_ports"]:
+        p["has_ports"] = 1
+        p["src_port"] = entry["src_port"]
+        p["dst_port"] = entry["dst_port"]
+        return True
+    entry["packets"] += 1
+    entry["ip_bytes"] += p["ip_length"]
+    entry["payload"] += p["payload_length"]
+    return False
+
+
+@kernel
+def observed_mark(p, point):
+    """What tells one observation of a 5-tuple from another at the same interface."""
+    if point == POINT_MIXED:
+        return np.int64(0)
+    direction = np.int64(p["direction"]) if point == POINT_NAMED else np.int64(DIRECTION_UNKNOWN)
+    return direction | (np.int64(p["vlan"] + 1) << 2) | (np.int64(p["vni"] + 1) << 16)
+
+
+@kernel
+def best_slot(slots, sides, head, from_a, mark):
+    """The slot of this 5-tuple whose packets of this direction carry `mark`; else one that saw none of them yet."""
+    best = -1
+    best_score = 0
+    at = head
+    while at >= 0:
+        side = 0 if (slots[at]["orig_is_a"] == 1) == from_a else 1
+        mine = sides[2 * at + side]["observed"]
+        if mine == mark:
+            return at
+        if mine < 0:
+            other = sides[2 * at + 1 - side]["observed"]
+            opposite = (other & 3) + (mark & 3) == 3 or (other & 3) == 0
+            score = 1 + (2 if opposite else 0) + (1 if other >> 2 == mark >> 2 else 0)
+            if score > best_score:
+                best = at
+                best_score = score
+        at = slots[at]["next"]
+    return best
+
+
+@kernel
+def starts_flow(p, slot, me, you):
+    """Whether the packet begins a new flow in a slot that had one: STARTS_*."""
+    if p["protocol"] == TCP:
+        flags = p["tcp_flags"]
+        if flags & (SYN | ACK | RST | FIN) == SYN and p["tcp_analyzable"]:
+            if me["has_syn"]:
+                return STARTS_NOTHING if me["syn_seq"] == p["tcp_seq"] else STARTS_AFRESH
+            if you["has_syn"]:
+                simultaneous = not slot["established"] and not slot["closed"]
+                return STARTS_NOTHING if simultaneous else STARTS_AFRESH
+            following = (np.int64(p["tcp_seq"]) + 1) & 0xFFFFFFFF
+            late = (me["has_first"] and following == me["first_seq"]) or (
+                you["has_first"] and following == you["first_ack"]
+            )
+            return STARTS_NOTHING if late and not slot["closed"] else STARTS_AFRESH
+        if p["ts"] - slot["last_seen"] > TCP_TIMEOUT_NS:
+            return STARTS_AFTER_IDLE
+        return STARTS_NOTHING
+    return STARTS_AFRESH if p["ts"] - slot["last_seen"] > OTHER_TIMEOUT_NS else STARTS_NOTHING
+
+
+@kernel
+def sender_opened(p, src_port, dst_port):
+    """Whether the sender of a flow's first packet opened it: by the SYN, else by well-known port, else it did."""
+    protocol = p["protocol"]
+    if protocol == TCP:
+        if p["tcp_flags"] & SYN:
+            return not p["tcp_flags"] & ACK
+        if not is_server_port(src_port):
+            return True
+        return is_server_port(dst_port) and src_port >= dst_port
+    if protocol == UDP:
+        return not is_server_port(src_port) or is_server_port(dst_port)
+    return True
+
+
+@kernel
+def begin_flow(p, slot, sides, at, from_a, mark, src_port, dst_port, point_hash, reset):
+    """A new flow in slot `at`; `reset` forgets what the slot knew of the TCP connection."""
+    if reset:
+        slot["orig_is_a"] = sender_opened(p, src_port, dst_port) == from_a
+        slot["established"] = 0
+        slot["closed"] = 0
+        for side in range(2):
+            fresh = sides[2 * at + side]
+            fresh["observed"] = -1
+            fresh["has_syn"] = 0
+            fresh["has_first"] = 0
+    uid = key_hash(
+        0,
+        slot["a_hi"],
+        slot["a_lo"],
+        slot["b_hi"],
+        slot["b_lo"],
+        slot["a_port"],
+        slot["b_port"],
+        slot["protocol"],
+    )
+    uid = mix(mix(uid, point_hash), np.uint64(p["ts"]))
+    uid = mix(uid, (np.uint64(mark) << np.uint64(32)) ^ np.uint64(p["tcp_seq"]))
+    slot["flow_uid"] = max(uid, np.uint64(1))
+    slot["first_seen"] = p["ts"]
+
+
+@kernel
+def learn_handshake(p, slot, me):
+    """Remembers what tells a new connection on the same ports from a late packet of this one."""
+    flags = p["tcp_flags"]
+    if flags & (SYN | ACK) == SYN:
+        me["has_syn"] = 1
+        me["syn_seq"] = p["tcp_seq"]
+        return
+    slot["established"] = 1
+    if flags & (FIN | RST):
+        slot["closed"] = 1
+    if not me["has_first"]:
+        me["has_first"] = 1
+        me["first_seq"] = p["tcp_seq"]
+        me["first_ack"] = p["tcp_ack"]
+
+
+@kernel
+def mark_copy(p, recent, first, me, mixed):
+    """Sets is_copy where a capture without interface names shows the same packet again.
+
+    The same headers and IPv4 id within COPY_WINDOW_NS, but another link-layer source, TTL or encapsulation, which no
+    retransmission or network duplicate has. Where one file mixes all interfaces, a bridge shows them unchanged: there
+    a non-zero id is enough.
+    """
+    signature = mix(np.uint64(p["ip_id"] + 1), (np.uint64(p["tcp_seq"]) << np.uint64(32)) | np.uint64(p["tcp_ack"]))
+    signature = mix(signature, (np.uint64(p["payload_length"]) << np.uint64(32)) | np.uint64(p["tsval"]))
+    shape = (np.uint64(p["tcp_window"]) << np.uint64(32)) | (np.uint64(p["tcp_flags"]) << np.uint64(16))
+    signature = mix(signature, shape | np.uint64(p["fragment_offset"]))
+    look = mix(p["l2_source"], (np.uint64(p["ttl"]) << np.uint64(32)) | np.uint64(p["encapsulation"]))
+    look = mix(look, (np.uint64(p["direction"]) << np.uint64(16)) | np.uint64(p["vlan"] + 1))
+    has_id = p["ip_id"] > 0
+    if has_id or p["protocol"] == TCP:
+        for k in range(RECENT_PACKETS):
+            before = recent[first + k]
+            if before["signature"] == signature and abs(p["ts"] - before["ts"]) < COPY_WINDOW_NS:
+                if before["look"] != look or (mixed and has_id):
+                    p["is_copy"] = 1
+                    return
+    entry = recent[first + np.int64(me["recent_at"])]
+    entry["signature"] = signature
+    entry["look"] = look
+    entry["ts"] = p["ts"]
+    me["recent_at"] = (me["recent_at"] + 1) % RECENT_PACKETS
+
+
+@kernel
+def assign(packets, table, slots, sides, recent, fragments, points, point_hashes, free, used):
+    """Sets flow, flow_uid, from_orig, starts_flow and is_copy of each packet, in order.
+
+    `table` (open addressing, power of two, -1 = empty) holds heads of `slots`. `free` is a stack of free slots with
+    its height in free[-1]; then come those from `used` on. Room for one new slot per packet is the caller's to give.
+    Returns the new `used`.
+    """
+    mask = np.uint64(len(table) - 1)
+    for i in range(len(packets)):
+        p = packets[i]
+        if not p["ip_version"]:
+            continue
+        protocol = p["protocol"]
+        known = True
+        if p["fragment"] != FRAGMENT_NONE:
+            known = resolve_fragment(p, fragments)
+        if not known:
+            continue
+        one_way = False
+        src_port = np.int64(p["src_port"]) if p["has_ports"] else np.int64(0)
+        dst_port = np.int64(p["dst_port"]) if p["has_ports"] else np.int64(0)
+        if protocol == ICMP or protocol == ICMPV6:
+            src_port = np.int64(p["icmp_type"])
+            dst_port = np.int64(icmp_counterpart(protocol, src_port))
+            if dst_port < 0:
+                one_way = True
+                dst_port = np.int64(p["icmp_code"])
+        from_a = True
+        if not one_way:
+            if p["src_hi"] != p["dst_hi"]:
+                from_a = p["src_hi"] < p["dst_hi"]
+            elif p["src_lo"] != p["dst_lo"]:
+                from_a = p["src_lo"] < p["dst_lo"]
+            else:
+                from_a = src_port <= dst_port
+        a_hi, a_lo, a_port = p["src_hi"], p["src_lo"], src_port
+        b_hi, b_lo, b_port = p["dst_hi"], p["dst_lo"], dst_port
+        if not from_a:
+            a_hi, a_lo, a_port, b_hi, b_lo, b_port = b_hi, b_lo, b_port, a_hi, a_lo, a_port
+        p["from_a"] = from_a
+        interface = p["interface"]
+        at = key_hash(interface, a_hi, a_lo, b_hi, b_lo, a_port, b_port, protocol) & mask
+        head = table[at]
+        while head >= 0:
+            s = slots[head]
+            if (
+                s["a_lo"] == a_lo
+                and s["b_lo"] == b_lo
+                and s["a_port"] == a_port
+                and s["b_port"] == b_port
+                and s["a_hi"] == a_hi
+                and s["b_hi"] == b_hi
+                and s["protocol"] == protocol
+                and s["interface"] == interface
+            ):
+                break
+            at = (at + np.uint64(1)) & mask
+            head = table[at]
+        point = points[interface]
+        mark = observed_mark(p, point)
+        index = best_slot(slots, sides, head, from_a, mark) if head >= 0 else -1
+        fresh = index < 0
+        if fresh:
+            if free[-1] > 0:
+                free[-1] -= 1
+                index = free[free[-1]]
+            else:
+                index = used
+                used += 1
+            s = slots[index]
+            s["a_hi"], s["a_lo"], s["a_port"] = a_hi, a_lo, a_port
+            s["b_hi"], s["b_lo"], s["b_port"] = b_hi, b_lo, b_port
+            s["interface"] = interface
+            s["protocol"] = protocol
+            s["used"] = 1
+            s["next"] = -1
+            if head < 0:
+                s["head"] = index
+                table[at] = index
+            else:
+                s["head"] = head
+                s["next"] = slots[head]["next"]
+                slots[head]["next"] = index
+        s = slots[index]
+        side = 0 if (s["orig_is_a"] == 1) == from_a else 1
+        starts = STARTS_AFRESH
+        if not fresh:
+            starts = starts_flow(p, s, sides[2 * index + side], sides[2 * index + 1 - side])
+        if starts != STARTS_NOTHING:
+            reset = starts == STARTS_AFRESH
+            begin_flow(p, s, sides, index, from_a, mark, src_port, dst_port, point_hashes[interface], reset)
+            side = 0 if (s["orig_is_a"] == 1) == from_a else 1
+        me = sides[2 * index + side]
+        me["observed"] = mark
+        if protocol == TCP and p["tcp_analyzable"]:
+            learn_handshake(p, s, me)
+        s["last_seen"] = max(s["last_seen"], p["ts"]) if starts == STARTS_NOTHING else p["ts"]
+        p["flow"] = index
+        p["flow_uid"] = s["flow_uid"]
+        p["flow_first_seen"] = s["first_seen"]
+        p["from_orig"] = side == 0
+        p["starts_flow"] = starts
+        if point != POINT_NAMED:
+            mark_copy(p, recent, (2 * index + side) * RECENT_PACKETS, me, point == POINT_MIXED)
+    return used
+
+
+@kernel
+def rebuild(table, slots, used):
+    """Enters every head into an empty `table`."""
+    mask = np.uint64(len(table) - 1)
+    for index in range(used):
+        s = slots[index]
+        if s["used"] and s["head"] == index:
+            at = slot_hash(s) & mask
+            while table[at] >= 0:
+                at = (at + np.uint64(1)) & mask
+            table[at] = index
+
+
+@kernel
+def expire(slots, used, now, keep_tcp_since, free, expired):
+    """Lists slots whose flow ended by idle time, and frees those whose memory of the past is not needed any more.
+
+    `expired` (bool per slot) is set for flows that are over at `now`. Slots of TCP stay, with what they know of the
+    sequence numbers, while their last packet is not before `keep_tcp_since`. A chain of slots is freed as a whole.
+    """
+    for index in range(used):
+        s = slots[index]
+        if s["used"]:
+            timeout = TCP_TIMEOUT_NS if s["protocol"] == TCP else OTHER_TIMEOUT_NS
+            expired[index] = now - s["last_seen"] > timeout
+    for index in range(used):
+        if not slots[index]["used"] or slots[index]["head"] != index:
+            continue
+        over = True
+        at = np.int64(index)
+        while at >= 0:
+            s = slots[at]
+            over = over and expired[at] and (s["protocol"] != TCP or s["last_seen"] < keep_tcp_since)
+            at = s["next"]
+        at = np.int64(index) if over else np.int64(-1)
+        while at >= 0:
+            following = slots[at]["next"]
+            slots[at]["used"] = 0
+            free[free[-1]] = at
+            free[-1] += 1
+            at = following

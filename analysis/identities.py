@@ -1,0 +1,294 @@
+"""What an address was in the cluster at a time: pod, service, node, external; else unknown, or ambiguous.
+
+dumps.py reads what kubectl wrote, kubernetes_objects.py says what each object owned, ownerships.py (which holds the
+rules) settles it into intervals. Here they become the table `identities`, and answer lookups as of a moment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis import schemas
+from analysis.cluster_ranges import UNKNOWN, ClusterRanges
+from analysis.dumps import HOW_TO_DUMP, format_time, parse_time, read_dumps
+from analysis.errors import PodtapError, Problem
+from analysis.kubernetes_objects import ownerships
+from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, settle
+from analysis.timelines import NOBODY, SEVERAL, Timelines
+
+if TYPE_CHECKING:
+    Array: TypeAlias = pa.Array[Any]
+    Column: TypeAlias = pa.Array[Any] | pa.ChunkedArray[Any]
+    Words: TypeAlias = pa.DictionaryArray[Any, Any]
+
+Integers = npt.NDArray[np.int64]
+
+ANSWERS: Final = ("identity", "namespace", "pod", "pod_uid", "workload", "workload_kind", "service", "node")
+
+_NAMELESS: Final = tuple((identity, *[None] * 7) for identity in ("unknown", "external", "node", "ambiguous"))
+"""The ANSWERS without a name; their places are cluster_ranges.UNKNOWN, EXTERNAL and ON_NODE, then _AMBIGUOUS."""
+_AMBIGUOUS: Final = 3
+
+_PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
+"""Those that a port of a pod or service can have."""
+
+_SIDES: Final[dict[str, tuple[str, tuple[str, str], Callable[[pa.Table], Any]]]] = {
+    "flows": ("first_seen", ("orig", "resp"), lambda table: table["protocol"]),
+    "retransmits": ("flow_first_seen", ("orig", "resp"), lambda table: _repeated("TCP", len(table))),
+    "dns": ("flow_first_seen", ("client", "server"), lambda table: pc.utf8_upper(table["transport"].cast(pa.string()))),
+}
+"""For each table with identity columns: as of when its sides are looked up, the sides, and their protocol."""
+
+
+def load_identities(paths: Sequence[str]) -> tuple[Identities, list[Problem]]:
+    """Read `kubectl get ... -A -o json` dumps: files, and folders of .json, .json.gz and .json.zst files.
+
+    Each may be a List of any kinds, a list of one kind, or a single object. PodtapError if a path does not exist or
+    nothing in all of them owns an address; what could not be read is in the problems.
+    """
+    if not paths:
+        return Identities.empty(), []
+    dumps, problems = read_dumps(paths)
+    found, nonsense = ownerships(dumps)
+    if not found:
+        reasons = "".join(f"\n{problem}" for problem in (*problems, *nonsense))
+        raise PodtapError(f"{', '.join(paths)}: no pods, services or nodes; dump with: {HOW_TO_DUMP}{reasons}")
+    return Identities(_to_table(settle(found))), problems + nonsense
+
+
+def add_identities(identities: Identities, table_name: str, table: pa.Table) -> pa.Table:
+    """`table` with its identity columns filled or replaced, in the order and types of schemas.TABLES[table_name].
+
+    Both sides of a flow are looked up as of its first packet. Tables without identity columns come back as they are.
+    """
+    if table_name not in _SIDES:
+        return table
+    time, sides, protocol_of = _SIDES[table_name]
+    protocol = _dictionary(protocol_of(table))
+    columns: dict[str, Column] = {name: table[name] for name in table.column_names}
+    for side in sides:
+        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time])
+        columns.update({f"{side}_{name}": answer for name, answer in answers.items()})
+    schema = schemas.TABLES[table_name].schema
+    return pa.table([columns[field.name] for field in schema], schema=schema)
+
+
+class Identities:
+    """The owners of all addresses over time."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """`table` as schemas.IDENTITIES, settled."""
+        self.table = table
+
+    @staticmethod
+    def empty() -> Identities:
+        """Without metadata: every address is unknown."""
+        return Identities(schemas.IDENTITIES.schema.empty_table())
+
+    def united_with(self, other: Identities) -> Identities:
+        """What both know, bounded by each other."""
+        return Identities(_to_table(settle(_from_table(self.table) + _from_table(other.table))))
+
+    def identify(
+        self,
+        ip: Column,
+        port: Column,
+        protocol: Column,
+        ts: Column,
+    ) -> dict[str, Words]:
+        """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
+
+        `ip` and `protocol` (upper case) are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are
+        of one length, and all but `ts` may be null. An owner of the very port is preferred to one of the address.
+        """
+        if not len(self.table):
+            return _answers(_names_table(_NAMELESS), np.full(len(ip), UNKNOWN))
+        nanoseconds = _numpy(_array(ts).cast(pa.timestamp("ns", tz="UTC")).view(pa.int64()), 0)
+        owner = self._lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
+        return _answers(self._lookup.names, owner)
+
+    @cached_property
+    def _lookup(self) -> _Lookup:
+        return _Lookup(_from_table(self.table))
+
+
+class _Lookup:
+    """The table, laid out to be searched."""
+
+    def __init__(self, rows: list[Ownership]) -> None:
+        owners = [row for row in rows if not row.is_range]
+        self._ips = pa.array(sorted({row.ip for row in owners}), pa.string())
+        numbers = {ip: number for number, ip in enumerate(self._ips.to_pylist())}
+        names: dict[tuple[str | None, ...], int] = {name: at for at, name in enumerate(_NAMELESS)}
+        of_address, of_port = [], []
+        for row in owners:
+            interval = row.start_ns, row.end_ns, names.setdefault(_names(row), len(names))
+            if row.port is None:
+                of_address.append((numbers[row.ip], *interval))
+            elif row.protocol in _PROTOCOLS:
+                of_port.append((_port_key(numbers[row.ip], _PROTOCOLS.index(row.protocol), row.port), *interval))
+        self._of_address, self._of_port = Timelines(of_address), Timelines(of_port)
+        self._has_ports = np.zeros(len(numbers) + 1, np.bool_)
+        self._has_ports[[_number_of(key) for key, *_ in of_port]] = True
+        self.names = _names_table(names)
+        self._ranges = _ranges(rows)
+
+    def owners(self, ip: Words, port: Integers, protocol: Words, ts: Integers) -> Integers:
+        """The owner of each address, port (-1: none) and protocol at each time, as a row of `names`."""
+        word = _numpy(ip.indices, -1)
+        number = _index_in(ip.dictionary, self._ips)[word]
+        owner = self._of_address.at(number, ts)
+        rows = np.flatnonzero(self._has_ports[number])
+        transport = _index_in(protocol.dictionary, pa.array(_PROTOCOLS))[_numpy(protocol.indices, -1)[rows]]
+        of_port = self._of_port.at(_port_key(number[rows], transport, port[rows]), ts[rows])
+        owner[rows] = np.where(of_port == NOBODY, owner[rows], of_port)
+        owner[owner == SEVERAL] = _AMBIGUOUS
+        nobody = owner == NOBODY
+        owner[nobody] = self._fallbacks(ip.dictionary, word[nobody])
+        return owner
+
+    def _fallbacks(self, words: Array, index: Integers) -> Integers:
+        """What the addresses are that nobody owns; `index` into `words`, -1 for none."""
+        kinds = np.full(len(words) + 1, UNKNOWN, np.int64)
+        occurs = np.zeros(len(words) + 1, np.bool_)
+        occurs[index] = True
+        used = np.flatnonzero(occurs[:-1])
+        kinds[used] = self._ranges.classify(words.take(used).to_pylist())
+        return kinds[index]
+
+
+def _port_key(number: Any, transport: Any, port: Any) -> Any:
+    """One number for an address's number, a protocol's place in _PROTOCOLS and a port; of ints or of arrays.
+
+    Negative, and so nobody's, where protocol or port are -1.
+    """
+    return (number << 24) | (transport << 16) | port
+
+
+def _number_of(port_key: int) -> int:
+    return port_key >> 24
+
+
+def _names(row: Ownership) -> tuple[str | None, ...]:
+    """A row's ANSWERS."""
+    is_pod = row.identity == "pod"
+    return (
+        row.identity,
+        row.namespace,
+        row.name if is_pod else None,
+        row.uid if is_pod else None,
+        row.workload,
+        row.workload_kind,
+        row.name if row.identity == "service" else None,
+        row.node,
+    )
+
+
+def _names_table(names: Iterable[tuple[str | None, ...]]) -> pa.Table:
+    columns = zip(*names, strict=True)
+    return pa.table({answer: pa.array(column, pa.string()) for answer, column in zip(ANSWERS, columns, strict=True)})
+
+
+def _ranges(rows: list[Ownership]) -> ClusterRanges:
+    owners = [row for row in rows if not row.is_range]
+    return ClusterRanges(
+        pod_ips={row.ip for row in owners if row.identity == "pod" and row.port is None},
+        other_ips={row.ip for row in owners},
+        service_start={
+            row.ip
+            for row in owners
+            if (row.identity, row.namespace, row.name, row.port) == ("service", "default", "kubernetes", None)
+        },
+        ranges={row.ip for row in rows if row.is_range},
+    )
+
+
+def _answers(names: pa.Table, owner: Integers) -> dict[str, Words]:
+    """The names of each row's owner, in dictionaries of those that occur."""
+    occurs = np.zeros(len(names), np.bool_)
+    occurs[owner] = True
+    place = (np.cumsum(occurs) - 1)[owner]
+    used = names.take(np.flatnonzero(occurs))
+    answers = {}
+    for name in ANSWERS:
+        column = used[name].combine_chunks().dictionary_encode()
+        answers[name] = pa.DictionaryArray.from_arrays(column.indices.take(place), column.dictionary)
+    return answers
+
+
+def _index_in(words: Array, values: Array) -> Integers:
+    """Where each word is among the values; -1 for none, and one more -1 that an index of -1 finds."""
+    return np.append(_numpy(pc.index_in(words, value_set=values), -1), -1)
+
+
+def _repeated(word: str, length: int) -> Words:
+    return pa.array([word], pa.string()).dictionary_encode().take(np.zeros(length, np.int64))
+
+
+def _array(column: Column) -> Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _dictionary(column: Column) -> Words:
+    words: Any = column.unify_dictionaries().combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return words if isinstance(words, pa.DictionaryArray) else words.dictionary_encode()
+
+
+def _numpy(column: Array, null: int) -> Integers:
+    numbers: Integers = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _to_table(rows: Sequence[Ownership]) -> pa.Table:
+    """Rows of schemas.IDENTITIES."""
+    special: dict[str, Callable[[Ownership], Any]] = {
+        "start": lambda row: None if row.start_ns == BEGINNING_NS else row.start_ns,
+        "end": lambda row: None if row.end_ns == NO_END_NS else row.end_ns,
+        "source": lambda row: _source(row.proofs),
+    }
+    schema = schemas.IDENTITIES.schema
+    values = {name: special.get(name, attrgetter(name)) for name in schema.names}
+    columns = [pa.array([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
+    return pa.table(columns, schema=schema)
+
+
+def _from_table(table: pa.Table) -> list[Ownership]:
+    starts = _numpy(_array(table["start"]), BEGINNING_NS).tolist()
+    ends = _numpy(_array(table["end"]), NO_END_NS).tolist()
+    rows = table.drop_columns(["start", "end"]).to_pylist()
+    return [
+        Ownership(
+            **{name: value for name, value in row.items() if name not in ("labels", "source")},
+            start_ns=start_ns,
+            end_ns=end_ns,
+            labels=tuple(row["labels"]),
+            proofs=_proofs(row["source"]),
+        )
+        for row, start_ns, end_ns in zip(rows, starts, ends, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1 << 12)
+def _source(proofs: frozenset[Proof]) -> str:
+    """All dumps that show an owner: 'name @ time' or 'name (part) @ time', joined by ', '."""
+    return ", ".join(f"{proof.dump}{_PART * proof.is_part} @ {format_time(proof.taken_ns)}" for proof in sorted(proofs))
+
+
+@lru_cache(maxsize=1 << 12)
+def _proofs(source: str) -> frozenset[Proof]:
+    """What _source wrote."""
+    found = _PROOF.findall(source)
+    return frozenset(Proof(parse_time(taken), name.removesuffix(_PART), name.endswith(_PART)) for name, taken in found)
+
+
+_PART: Final = " (part)"
+_PROOF: Final = re.compile(r"(.+?) @ (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?:, |$)")

@@ -1,0 +1,253 @@
+"""The lake on disk: Parquet files that appear all at once, or not at all.
+
+    lake/_commits/<batch>.json        what a batch is made of: its existence is the commit
+    lake/_wip/<batch>/<table>/...     files on their way
+    lake/<table>/date=.../node=.../   files in place
+
+A batch is written below _wip, then its record is renamed into _commits, then its files move into place. Whoever finds a
+record whose files have not moved yet (the machine stopped in between) moves them. A record may say that it replaces
+others: they count no more from that moment on, and their files are deleted next. Names that begin with _ are no data
+to pandas, pyarrow and DuckDB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from analysis.errors import PodtapError
+from analysis.schemas import NAME, TABLES
+
+COMMITS: Final = "_commits"
+WIP: Final = "_wip"
+DAY_NS: Final = 86_400 * 1_000_000_000
+ROW_GROUP_ROWS: Final = {"packets": 1 << 20}
+"""Other tables: small enough that a time or pod filter skips most of a file."""
+FILTERED_ROW_GROUP_ROWS: Final = 1 << 15
+NAMED_TABLES: Final = ("flows", "retransmits", "dns")
+"""Those that say whose addresses they hold."""
+NOT_REPEATING: Final = {
+    "packets": frozenset(["ts", "file_offset", "frame_number", "tcp_seq", "tcp_ack", "tcp_tsval", "ip_id"]),
+    "flows": frozenset(["flow_uid", "community_id", "first_seen", "last_seen"]),
+    "flow_minutes": frozenset(["flow_uid", "first_ts", "last_ts"]),
+    "retransmits": frozenset(["ts", "frame_number", "seq", "original_ts", "original_frame", "delay_ns"]),
+}
+"""Columns in which a dictionary would only cost time. Of the rest, pyarrow gives up those that do not pay."""
+
+
+@dataclass
+class Record:
+    """What a batch is made of; `files` are relative to the lake."""
+
+    batch: str
+    inputs: dict[str, int] = field(default_factory=dict)
+    """Content hash of each input, and its size: what was analysed."""
+    files: dict[str, list[str]] = field(default_factory=dict)
+    replaces: list[str] = field(default_factory=list)
+
+
+def read_records(root: Path) -> list[Record]:
+    """The committed batches that no other one replaces, by name."""
+    records = []
+    for path in sorted((root / COMMITS).glob("*.json")):
+        try:
+            records.append(Record(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError) as error:
+            raise PodtapError(f"{path}: not a commit record of podtap ({error}); was it edited?") from error
+    replaced = {batch for record in records for batch in record.replaces}
+    return [record for record in records if record.batch not in replaced]
+
+
+def committed_files(root: Path, table: str) -> list[Path]:
+    """The files of a table that count, in place or still on their way."""
+    paths = []
+    for record in read_records(root):
+        for name in record.files.get(table, []):
+            path = root / name
+            paths.append(path if path.exists() else root / WIP / record.batch / name)
+    return paths
+
+
+def settle(root: Path) -> None:
+    """Finish what an interrupted commit left, and remove what was never committed."""
+    records = read_records(root)
+    for record in records:
+        _move_into_place(root, record)
+    kept = {name for record in records for names in record.files.values() for name in names}
+    batches = {record.batch for record in records}
+    for path in sorted((root / COMMITS).glob("*.json")):
+        old = Record(**json.loads(path.read_text()))
+        if old.batch not in batches:
+            for name in {name for names in old.files.values() for name in names} - kept:
+                _remove(root / name)
+            path.unlink()
+    shutil.rmtree(root / WIP, ignore_errors=True)
+
+
+def _move_into_place(root: Path, record: Record) -> None:
+    for names in record.files.values():
+        for name in names:
+            source = root / WIP / record.batch / name
+            if source.exists():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, root / name)
+
+
+def _remove(path: Path) -> None:
+    """The file, and the partition folders that it leaves empty."""
+    path.unlink(missing_ok=True)
+    for folder in list(path.parents)[:3]:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+class Batch:
+    """Tables on their way into the lake: add() rows, then commit() them, or leave and nothing has happened."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.record = Record(name)
+        self._folder = root / WIP / name
+        self._writers: dict[tuple[str, str, str], pq.ParquetWriter] = {}
+        try:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+        except OSError as error:
+            raise PodtapError(f"{root}: the lake can't be written: {error.strerror}") from error
+
+    def add(self, table: str, rows: pa.Table, node: str = "unknown") -> None:
+        """Rows as schemas.TABLES[table] declares them; they are split by the UTC day of the table's time."""
+        if not len(rows):
+            return
+        time = TABLES[table].time
+        if time is None:
+            self._writer(table, "", "").write_table(rows)
+            return
+        days = _days(rows, time)
+        for day in np.unique(days).tolist():
+            part = rows if (days == day).all() else rows.filter(pa.array(days == day))
+            date = str(np.datetime64(day, "D"))
+            self._writer(table, date, node).write_table(part, row_group_size=_row_group_rows(table))
+
+    def rewrite_file(self, table: str, name: str, change: Callable[[str, pa.Table], pa.Table]) -> None:
+        """Takes over a file of the lake, row group by row group as `change` makes it; as it is if nothing changes."""
+        files = self.record.files.setdefault(table, [])
+        folder = name.rpartition("/")[0]
+        target = f"{folder}/part-{self.record.batch}-{len(files)}.parquet"
+        (self._folder / folder).mkdir(parents=True, exist_ok=True)
+        changed = False
+        schema = TABLES[table].schema
+        with (
+            pq.ParquetFile(self.root / name) as source,
+            pq.ParquetWriter(self._folder / target, schema, **_writer_options(table)) as writer,
+        ):
+            for group in range(source.num_row_groups if table in NAMED_TABLES else 0):
+                before = source.read_row_group(group).select(schema.names).cast(schema)
+                after = change(table, before)
+                changed = changed or not _plain(after).equals(_plain(before))
+                writer.write_table(after, row_group_size=_row_group_rows(table))
+        if not changed:
+            (self._folder / target).unlink()
+        files.append(target if changed else name)
+
+    def commit(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        commits = self.root / COMMITS
+        commits.mkdir(exist_ok=True)
+        path = commits / f"{self.record.batch}.json"
+        part = path.with_suffix(".part")
+        with part.open("w") as file:
+            json.dump(vars(self.record), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        settle(self.root)
+
+    def discard(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if (self.root / WIP).exists() and not any((self.root / WIP).iterdir()):
+            (self.root / WIP).rmdir()
+
+    def _writer(self, table: str, date: str, node: str) -> pq.ParquetWriter:
+        writer = self._writers.get((table, date, node))
+        if writer is None:
+            folder = f"{table}/date={date}/node={quote(node, safe='')}" if date else table
+            name = f"{folder}/part-{self.record.batch}.parquet"
+            (self._folder / folder).mkdir(parents=True, exist_ok=True)
+            writer = pq.ParquetWriter(self._folder / name, TABLES[table].schema, **_writer_options(table))
+            self._writers[table, date, node] = writer
+            self.record.files.setdefault(table, []).append(name)
+        return writer
+
+
+def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    ns = rows[time].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    days: np.ndarray[Any, np.dtype[np.int64]] = ns // DAY_NS
+    return days
+
+
+def _row_group_rows(table: str) -> int:
+    return ROW_GROUP_ROWS.get(table, FILTERED_ROW_GROUP_ROWS)
+
+
+def _writer_options(table: str) -> dict[str, Any]:
+    skipped = NOT_REPEATING.get(table, frozenset())
+    schema = TABLES[table].schema
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": [field.name for field in schema if field.name not in skipped],
+        "write_statistics": True,
+    }
+
+
+def clustered(table: str, rows: pa.Table) -> pa.Table:
+    """Rows in the order that lets a pod filter skip row groups: flows of the same pods side by side."""
+    if table != "flows" or len(rows) <= FILTERED_ROW_GROUP_ROWS:
+        return rows
+    keys = [pc.fill_null(rows[name].cast(pa.string()), "") for name in ("orig_namespace", "orig_pod", "orig_ip")]
+    order = pc.sort_indices(
+        pa.table([*keys, rows["first_seen"]], names=["a", "b", "c", "d"]),
+        sort_keys=[(name, "ascending") for name in "abcd"],
+    )
+    return rows.take(order)
+
+
+def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], anew: Mapping[str, pa.Table]) -> None:
+    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`, at once.
+
+    Files that nothing changes in stay. `name` tells the batch that takes over all others from those before it.
+    """
+    batch = Batch(root, name)
+    for record in read_records(root):
+        batch.record.inputs |= record.inputs
+        batch.record.replaces.append(record.batch)
+        for table, names in record.files.items():
+            for file in names if table not in anew else ():
+                batch.rewrite_file(table, file, change)
+    for table, rows in anew.items():
+        batch.add(table, rows)
+    batch.commit()
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    """The rows with their words instead of indexes into dictionaries, to compare them."""
+    return pa.table({f.name: rows[f.name].cast(pa.string()) if f.type == NAME else rows[f.name] for f in rows.schema})

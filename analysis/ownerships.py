@@ -1,0 +1,171 @@
+"""Who owned an address, and between which moments: facts from single dumps, settled against each other.
+
+A dump proves an ownership at the moment it was taken, and back to the owner's start. Between and after the dumps
+these rules hold; none of them guesses between two owners, and none gives up what is known:
+
+1. Owners that two dumps show with one UID are one owner: since the earliest start, proven until the newest dump.
+   Everything else about it is as the newest dump says.
+2. An owner ends when its object says so: a completed pod when its last container finished, a pod that is being
+   deleted at its deletion deadline or when a later dump still shows it.
+3. An owner that a later dump should show and does not, ends at the latest when that dump was taken. (A dump should
+   show every object of a kind and namespace of which it shows one, and of all namespaces if it shows two; but not
+   if it is a part: a single object, or a page of a list.)
+4. Where one owner was proven for the last time before another was proven for the first time, they followed each
+   other: the address changed hands when the second started, but not while the first was still proven.
+5. What still overlaps is shown by the same dumps: the owners stay, and a lookup answers `ambiguous`.
+6. An address that belongs to a node only because of its place in the node's pod range (bridge, tunnel) is a
+   pod's or service's if one was ever seen to own it.
+7. After the newest dump an owner stays: captures often run on after it.
+
+Settling what is settled changes nothing, so new dumps can join old ones at any time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+BEGINNING_NS: Final = -(2**63)
+"""Start of an owner whose start nothing bounds."""
+NO_END_NS: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Proof:
+    """A dump that shows an owner."""
+
+    taken_ns: int
+    """The dump was taken at this time or later."""
+    dump: str
+    is_part: bool = False
+    """The dump holds but a part of its kinds: what it lacks may be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """One address (or one port of it) during one half-open interval; columns as in schemas.IDENTITIES."""
+
+    ip: str
+    """An address, or a range in CIDR notation that the object gives out; a range names nobody."""
+    port: int | None
+    protocol: str | None
+    start_ns: int
+    end_ns: int
+    identity: str
+    namespace: str | None
+    name: str
+    uid: str | None
+    workload: str | None
+    workload_kind: str | None
+    node: str | None
+    labels: tuple[str, ...]
+    proofs: frozenset[Proof]
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """What tells two owners apart."""
+        return self.identity, self.uid or f"{self.namespace}/{self.name}"
+
+    @property
+    def address(self) -> tuple[str, int, str]:
+        """What can have one owner only."""
+        return self.ip, -1 if self.port is None else self.port, self.protocol or ""
+
+    @property
+    def newest_proof(self) -> Proof:
+        """The dump that its columns come from."""
+        return max(self.proofs)
+
+    @property
+    def first_proven_ns(self) -> int:
+        """The first moment at which a dump proves it; a completed pod is proven until its end."""
+        return min(min(self.proofs).taken_ns, self.end_ns)
+
+    @property
+    def last_proven_ns(self) -> int:
+        """The last moment at which a dump proves it."""
+        return min(self.newest_proof.taken_ns, self.end_ns)
+
+    @property
+    def is_range(self) -> bool:
+        """A range has no owner and no end: it only says that its addresses are in the cluster."""
+        return "/" in self.ip
+
+
+def settle(ownerships: Iterable[Ownership]) -> list[Ownership]:
+    """Every address's owners, bounded by each other and by all dumps, in a stable order."""
+    ownerships = list(ownerships)
+    shown = _when_shown(ownerships)
+    by_address = defaultdict(list)
+    for owner in _merge(ownerships):
+        by_address[owner.address].append(owner if owner.is_range else _until_missing(owner, shown))
+    settled = [owner for owners in by_address.values() for owner in _follow_each_other(_claimed(owners))]
+    return sorted(settled, key=lambda owner: (owner.address, owner.start_ns, owner.owner))
+
+
+def _merge(ownerships: Iterable[Ownership]) -> list[Ownership]:
+    """Rule 1."""
+    merged: dict[tuple[object, ...], Ownership] = {}
+    for new in ownerships:
+        key = (*new.address, *new.owner)
+        known = merged.get(key)
+        merged[key] = new if known is None else _joined(known, new)
+    return list(merged.values())
+
+
+def _joined(one: Ownership, other: Ownership) -> Ownership:
+    older, newer = sorted((one, other), key=lambda owner: owner.newest_proof)
+    return replace(newer, start_ns=min(older.start_ns, newer.start_ns), proofs=older.proofs | newer.proofs)
+
+
+def _when_shown(ownerships: Iterable[Ownership]) -> dict[tuple[str, str | None], list[int]]:
+    """For each kind and namespace, the times of the dumps that show them; namespace "*": those of all namespaces."""
+    namespaces = defaultdict(set)
+    for owner in ownerships:
+        if not owner.is_range:
+            for proof in (proof for proof in owner.proofs if not proof.is_part):
+                namespaces[owner.identity, proof].add(owner.namespace)
+    times = defaultdict(set)
+    for (identity, proof), shown in namespaces.items():
+        for namespace in shown if len(shown) == 1 else {*shown, "*"}:
+            times[identity, namespace].add(proof.taken_ns)
+    return {key: sorted(values) for key, values in times.items()}
+
+
+def _until_missing(owner: Ownership, shown: dict[tuple[str, str | None], list[int]]) -> Ownership:
+    """Rule 3."""
+    proven_ns, end_ns = owner.newest_proof.taken_ns, owner.end_ns
+    for namespace in (owner.namespace, "*"):
+        times = shown.get((owner.identity, namespace), [])
+        later = bisect_right(times, proven_ns)
+        if later < len(times):
+            end_ns = min(end_ns, times[later])
+    return owner if end_ns == owner.end_ns else replace(owner, end_ns=end_ns)
+
+
+def _claimed(owners: list[Ownership]) -> list[Ownership]:
+    """Rule 6, for the owners of one address."""
+    claimed = [owner for owner in owners if owner.identity != "node"]
+    return claimed or owners
+
+
+def _follow_each_other(owners: Sequence[Ownership]) -> list[Ownership]:
+    """Rule 4, for the owners of one address."""
+    if len(owners) == 1:
+        return list(owners)
+    bounded = []
+    for owner in owners:
+        before = [other.last_proven_ns for other in owners if other.last_proven_ns < owner.first_proven_ns]
+        after = [
+            max(other.start_ns, owner.last_proven_ns)
+            for other in owners
+            if owner.last_proven_ns < other.first_proven_ns
+        ]
+        start_ns = max([owner.start_ns, *before])
+        end_ns = min([owner.end_ns, *after])
+        if start_ns < end_ns:
+            bounded.append(replace(owner, start_ns=start_ns, end_ns=end_ns))
+    return bounded

@@ -1,0 +1,371 @@
+"""The line, from captures to tables. Each stage is a file of its own; here they are joined.
+
+    segments -> chunks of frames -> packets -> flows -> retransmits, dns -> names -> lake
+
+Files that follow each other in time are one recording: what is known of flows is carried from one to the next. Files
+that overlap were captured at different places, and are recordings of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from analysis import columns, lake
+from analysis.dns import Dns, DnsRows, to_arrow
+from analysis.enrich import enrich as enrich_lake
+from analysis.enrich import known_identities, learn
+from analysis.errors import Problem
+from analysis.flows import Flows, flow_minutes_table, flows_table, is_loss_uncertain
+from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
+from analysis.identities import Identities, add_identities, load_identities
+from analysis.layout import (
+    COUNTED_LAST_TS,
+    COUNTED_PACKETS,
+    COUNTED_SKIPPED,
+    DECODED_LINK_TYPES,
+    LINKTYPE_SLL,
+    LINKTYPE_SLL2,
+    NANOSECONDS,
+)
+from analysis.packets import decode_packets, new_counts, packets_table
+from analysis.retransmits import Retransmits, retransmits_table
+from analysis.schemas import IDENTITIES
+from analysis.segments import STDIN, Segment, find_segments, segments_table
+
+Records: TypeAlias = npt.NDArray[Any]
+Progress: TypeAlias = Callable[[int, int | None, int], None]
+
+UNKNOWN_NODE: Final = "unknown"
+OVERLAP_NS: Final = NANOSECONDS
+"""Rotated files of one capture may overlap by this much; others that overlap were captured elsewhere."""
+FLUSH_FLOWS: Final = 1 << 17
+
+
+@dataclass
+class Summary:
+    """What analyze() did."""
+
+    lake: Path
+    packets: int = 0
+    bytes: int = 0
+    segments: int = 0
+    flows: int = 0
+    retransmits: int = 0
+    transactions: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    unchanged: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class Chunk:
+    """Some frames of one segment, decoded."""
+
+    data: npt.NDArray[np.uint8]
+    packets: Records
+
+
+def analyze(
+    inputs: Sequence[str],
+    lake_root: str | Path,
+    metadata: Sequence[str] = (),
+    jobs: int | None = None,
+    vxlan_ports: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Summary:
+    """Turns captures into the tables of a lake, all at once or not at all.
+
+    `inputs`: files, folders, globs or '-'. `metadata`: kubectl dumps that name addresses. `jobs`: 1, or more to read
+    and write beside the analysis (default: as there are cores). What can't be read becomes a Problem. Raises
+    PodtapError where nothing can be done at all.
+    """
+    begun = time.monotonic()
+    root = Path(lake_root)
+    segments, problems = find_segments(inputs)
+    found, metadata_problems = load_identities(metadata)
+    summary = Summary(root, problems=[*problems, *metadata_problems])
+    lake.settle(root)
+    records = lake.read_records(root)
+    identities = known_identities(root).united_with(found) if metadata else known_identities(root)
+    segments, replaced = _not_yet_analysed(segments, records)
+    summary.unchanged = not segments
+    if segments:
+        batch = lake.Batch(root, xxhash.xxh3_64_hexdigest(f"{time.time_ns()}{segments[0].path}".encode()))
+        try:
+            line = _Line(batch, identities, summary, jobs or os.cpu_count() or 1, vxlan_ports, progress)
+            line.run(segments)
+            batch.record.inputs = {segment.content_hash: segment.bytes_read for segment in segments}
+            batch.record.replaces = replaced
+            if not records:
+                batch.add(IDENTITIES.name, identities.table)
+            batch.commit()
+        finally:
+            batch.discard()
+    if metadata and records:
+        learn(root, identities)
+    summary.seconds = time.monotonic() - begun
+    return summary
+
+
+def enrich(lake_root: str | Path, metadata: Sequence[str]) -> list[Problem]:
+    """Adds names from kubectl dumps to a lake; what earlier ones told is kept. Returns what could not be read."""
+    return enrich_lake(Path(lake_root), metadata)
+
+
+def _not_yet_analysed(segments: list[Segment], records: list[lake.Record]) -> tuple[list[Segment], list[str]]:
+    """The segments to analyse, and the batches that their analysis replaces.
+
+    What is in the lake already is not analysed again, unless a batch is part of what was given: then all is analysed
+    together, so that flows go on from file to file, and the batch is replaced.
+    """
+    known = {content for record in records for content in record.inputs}
+    sizes = {size for record in records for size in record.inputs.values()}
+    for segment in segments:
+        if known and segment.path != STDIN and _may_be_known(segment, sizes):
+            segment.hash_content()
+    contents = {segment.content_hash for segment in segments}
+    if contents <= known:
+        return [], []
+    replaced = [record for record in records if record.inputs and set(record.inputs) <= contents]
+    again = {content for record in replaced for content in record.inputs}
+    return [s for s in segments if s.content_hash not in known - again], [record.batch for record in replaced]
+
+
+def _may_be_known(segment: Segment, sizes: set[int]) -> bool:
+    return segment.compression is not None or os.path.getsize(segment.path) in sizes
+
+
+class _Line:
+    """The stages of one batch, joined."""
+
+    def __init__(
+        self,
+        batch: lake.Batch,
+        identities: Identities,
+        summary: Summary,
+        jobs: int,
+        vxlan_ports: Sequence[int],
+        progress: Progress | None,
+    ) -> None:
+        self._batch = batch
+        self._identities = identities
+        self._summary = summary
+        self._jobs = jobs
+        self._vxlan_ports = vxlan_ports
+        self._progress = progress
+        self._segment_names: list[str] = []
+        self._points = ObservationPoints()
+        self._read: list[tuple[Segment, npt.NDArray[np.int64]]] = []
+        self._seen_bytes = 0
+        self._total_bytes: int | None = None
+
+    def run(self, segments: list[Segment]) -> None:
+        """One recording after the other, until every segment belongs to one."""
+        self._segment_names = [segment.name for segment in segments]
+        numbers = {id(segment): number for number, segment in enumerate(segments)}
+        self._total_bytes = _total_bytes(segments)
+        remaining = list(segments)
+        several = False
+        while remaining:
+            node = remaining[0].node or (Path(remaining[0].path).name.split(".")[0] if several else UNKNOWN_NODE)
+            left_over: list[Segment] = []
+            self._record(node, self._chunks(node, remaining, left_over, numbers))
+            several = True
+            remaining = left_over
+        now = time.time_ns()
+        for segment, counts in self._read:
+            rows = segments_table([(segment, counts)], now)
+            self._batch.add("segments", rows, segment.node or UNKNOWN_NODE)
+            self._summary.problems += [*segment.problems, *_undecoded(segment, counts)]
+
+    def _chunks(
+        self, node: str, segments: list[Segment], left_over: list[Segment], numbers: dict[int, int]
+    ) -> Iterator[Chunk]:
+        """The decoded chunks of all segments that follow each other; those of other recordings go to `left_over`."""
+        last_ts: int | None = None
+        for segment in segments:
+            overlaps = last_ts is not None and segment.first_ts is not None and segment.first_ts < last_ts - OVERLAP_NS
+            if overlaps or (segment.node and segment.node != node):
+                left_over.append(segment)
+                continue
+            counts = new_counts()
+            self._read.append((segment, counts))
+            for data, frames in segment.chunks():
+                yield Chunk(data, self._decode(node, segment, numbers[id(segment)], data, frames, counts))
+                self._seen_bytes += len(data)
+            if counts[COUNTED_PACKETS]:
+                last_ts = max(int(counts[COUNTED_LAST_TS]), last_ts or 0)
+            self._summary.segments += 1
+            self._summary.bytes += segment.bytes_read
+            self._summary.packets += int(counts[COUNTED_PACKETS])
+
+    def _decode(
+        self,
+        node: str,
+        segment: Segment,
+        number: int,
+        data: npt.NDArray[np.uint8],
+        frames: Records,
+        counts: npt.NDArray[np.int64],
+    ) -> Records:
+        interfaces = segment.interfaces
+        packets = decode_packets(
+            data,
+            frames,
+            link_types=np.array([i.link_type for i in interfaces], np.int64),
+            interfaces=np.array([self._points.of(node, i.name, i.link_type) for i in interfaces], np.int64),
+            vxlan_ports=self._vxlan_ports,
+            segment=number,
+            first_frame_number=int(counts[COUNTED_PACKETS]) + 1,
+            counts=counts,
+        )
+        if any(i.link_type == LINKTYPE_SLL2 for i in interfaces):
+            self._points.tell_apart(node, packets)
+        return packets
+
+    def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
+        """One recording: decoding runs ahead, and packets are written behind, in threads of their own."""
+        flows, retransmits, dns = Flows(), Retransmits(), Dns()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            ahead = (
+                (lambda: reader.submit(next, chunks, None)) if self._jobs > 1 else (lambda: _done(next(chunks, None)))
+            )
+            written: Future[None] = _done(None)
+            coming = ahead()
+            while chunk := coming.result():
+                coming = ahead()
+                flows.assign(chunk.packets, self._points.kinds(), self._points.hashes())
+                verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
+                flows.account(chunk.data, chunk.packets, verdicts)
+                dns.feed(chunk.data, chunk.packets)
+                written.result()
+                if self._jobs > 1:
+                    written = writer.submit(self._write_packets, node, chunk)
+                else:
+                    self._write_packets(node, chunk)
+                if flows.finished >= FLUSH_FLOWS:
+                    self._write_flows(node, flows, retransmits)
+                self._show_progress()
+            written.result()
+        flows.finish()
+        dns.finish()
+        self._write_flows(node, flows, retransmits)
+        self._write_retransmits(node, retransmits)
+        self._write_dns(node, dns)
+
+    def _write_packets(self, node: str, chunk: Chunk) -> None:
+        table = packets_table(chunk.data, chunk.packets, self._segment_names, self._points.names)
+        self._batch.add("packets", table, node)
+
+    def _write_flows(self, node: str, flows: Flows, retransmits: Retransmits) -> None:
+        accounts, sides, history, server_names, minutes = flows.rows()
+        retransmits.learn_uncertain(accounts["flow_uid"][is_loss_uncertain(accounts, sides)])
+        table = flows_table(accounts, sides, history, server_names, self._points.names)
+        table = add_identities(self._identities, "flows", table)
+        self._batch.add("flows", lake.clustered("flows", table), node)
+        self._batch.add("flow_minutes", flow_minutes_table(minutes), node)
+        self._summary.flows += len(table)
+
+    def _write_retransmits(self, node: str, retransmits: Retransmits) -> None:
+        events = retransmits.rows()
+        table = retransmits_table(events, self._segment_names, self._points.names)
+        self._batch.add("retransmits", add_identities(self._identities, "retransmits", table), node)
+        self._summary.retransmits += len(table)
+
+    def _write_dns(self, node: str, dns: Dns) -> None:
+        table = dns_table(dns.rows(), self._segment_names, self._points.names)
+        self._batch.add("dns", add_identities(self._identities, "dns", table), node)
+        self._summary.transactions += len(table)
+
+    def _show_progress(self) -> None:
+        if self._progress:
+            packets = sum(int(counts[COUNTED_PACKETS]) for _, counts in self._read)
+            self._progress(self._seen_bytes, self._total_bytes, packets)
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def _total_bytes(segments: Sequence[Segment]) -> int | None:
+    """Of all segments, where it is known before they are read."""
+    if any(segment.path == STDIN or segment.compression for segment in segments):
+        return None
+    return sum(os.path.getsize(segment.path) for segment in segments)
+
+
+def _undecoded(segment: Segment, counts: npt.NDArray[np.int64]) -> list[Problem]:
+    """Link types that can't be decoded, if there were packets of them."""
+    if not counts[COUNTED_SKIPPED]:
+        return []
+    unknown = sorted({i.link_type for i in segment.interfaces} - DECODED_LINK_TYPES)
+    message = f"{counts[COUNTED_SKIPPED]:,} packets of link type {', '.join(map(str, unknown))} can't be decoded"
+    return [Problem(segment.path, None, message)]
+
+
+def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str | None]) -> pa.Table:
+    """Rows of the dns table (schemas.DNS) without the identity columns."""
+    r = rows.records
+    client, server = columns.addresses((r["client_hi"], r["client_lo"]), (r["server_hi"], r["server_lo"]))
+    values = to_arrow(rows) | {
+        "query_segment": columns.some_names(r["query_segment"], segment_names),
+        "response_segment": columns.some_names(r["response_segment"], segment_names),
+        "flow_uid": columns.uids(r["flow_uid"]),
+        "flow_first_seen": columns.times(r["flow_first_seen"]),
+        "interface": columns.some_names(r["interface"], interface_names),
+        "client_ip": client,
+        "server_ip": server,
+    }
+    return columns.to_table("dns", values, without=columns.identity_names("dns"))
+
+
+class ObservationPoints:
+    """Every (node, interface) at which packets were seen, numbered as they turn up."""
+
+    def __init__(self) -> None:
+        self.names: list[str | None] = []
+        self._kinds: list[int] = []
+        self._hashes: list[int] = []
+        self._numbers: dict[tuple[str, str | None, int], int] = {}
+
+    def of(self, node: str, name: str | None, link_type: int) -> int:
+        kind = POINT_MIXED if link_type == LINKTYPE_SLL else POINT_NAMED if name else POINT_UNNAMED
+        return self._number(node, name, kind)
+
+    def tell_apart(self, node: str, packets: Records) -> None:
+        """Gives SLL2 packets the interface that their header names."""
+        cooked = packets["ifindex"] >= 0
+        index, firsts = columns.distinct(
+            np.zeros(len(packets), np.uint64), packets["ifindex"].astype(np.int64).astype(np.uint64)
+        )
+        found = packets["ifindex"][firsts].tolist()
+        numbers = [self._number(node, f"if{ifindex}", POINT_NAMED) if ifindex >= 0 else 0 for ifindex in found]
+        packets["interface"] = np.where(cooked, np.array(numbers, np.int32)[index], packets["interface"])
+
+    def kinds(self) -> npt.NDArray[np.int64]:
+        return np.array(self._kinds, np.int64)
+
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        return np.array(self._hashes, np.uint64)
+
+    def _number(self, node: str, name: str | None, kind: int) -> int:
+        key = (node, name, kind)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.names)
+            self.names.append(name)
+            self._kinds.append(kind)
+            self._hashes.append(xxhash.xxh3_64_intdigest(f"{name}\0{kind}".encode()))
+        return self._numbers[key]

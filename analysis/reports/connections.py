@@ -1,0 +1,99 @@
+"""Every connection once, although it was seen at several observation points.
+
+A capture of all interfaces of a node shows one connection at the pod's interface, the bridge and the overlay device,
+and the other node shows it again; each is a flow. Adding them up would tell three times what happened. Flows of one
+Community ID at different points that overlap in time are therefore taken as one connection, and each figure from the
+flow that knows it best:
+
+- traffic, outcome and handshake from the flow that began first: the point nearest to orig;
+- TCP segments and retransmissions of a sender from the flow that saw most of its TCP segments: the point nearest to
+  the sender, for loss only takes away.
+
+A connection through NAT has one Community ID on either side of it and is counted on both.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from analysis.reports.filters import FLOW_SIDES, Filters
+from analysis.reports.sides import side_parts
+from analysis.reports.window import Window
+
+POINT: Final = "node, interface, encapsulation"
+SLACK_NS: Final = 1_000_000_000
+"""Two points see a packet at different times, the more so if two clocks tell them."""
+
+FIGURES: Final = (
+    "orig_packets",
+    "orig_bytes",
+    "resp_packets",
+    "resp_bytes",
+    "orig_tcp_segments",
+    "resp_tcp_segments",
+    "orig_retransmits",
+    "resp_retransmits",
+)
+"""What flow_minutes has by the minute and flows has of the whole flow."""
+
+
+def flows_by_side(window: Window, filters: Filters, by: str, several_points: bool) -> str:
+    """CTEs that end in `sided`: one row a flow, its sides at the level `by`, and its figures within the window.
+
+    `is_primary` marks the flow whose traffic counts, `counts_orig` and `counts_resp` the one whose TCP segments of that
+    sender count. `several_points` says whether the lake has more than one observation point: if not, all flows count.
+    """
+    where = f"{flows_in(window)} AND {filters.sql(FLOW_SIDES)}"
+    return f"""
+    seen AS NOT MATERIALIZED ({_SEEN if window.is_everything else _seen_in(window)} WHERE {where}),
+    counted AS ({_ONCE if several_points else _ALL}),
+    sided AS (
+        SELECT flow_uid, protocol, conn_state, handshake_rtt_ns, {", ".join(FIGURES)},
+               is_primary, counts_orig, counts_resp, {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
+        FROM counted t
+    )"""
+
+
+def flows_in(window: Window) -> str:
+    """SQL: flows that can have been active in the window, however long before it they began."""
+    return " AND ".join([window.overlaps("first_seen", "last_seen"), *window.days_until()])
+
+
+def _seen_in(window: Window) -> str:
+    """Flows with the figures of their minutes in the window in place of their own."""
+    sums = ", ".join(f"sum({figure})::BIGINT AS {figure}" for figure in FIGURES)
+    return f"""SELECT f.* EXCLUDE ({", ".join(FIGURES)}), active.* EXCLUDE (flow_uid) FROM flows f JOIN (
+        SELECT flow_uid, {sums} FROM flow_minutes WHERE {window.minutes()} GROUP BY flow_uid
+    ) active USING (flow_uid)"""
+
+
+_SEEN: Final = "SELECT * FROM flows"
+
+_ALL: Final = "SELECT *, true AS is_primary, true AS counts_orig, true AS counts_resp FROM seen"
+
+_ONCE: Final = f"""
+    WITH narrow AS (  -- hashes: sorting ten million texts takes four times as long
+        SELECT flow_uid, hash(community_id) AS community, hash({POINT}) AS point, orig_tcp_segments, resp_tcp_segments,
+            epoch_ns(first_seen) AS first_ns, epoch_ns(last_seen) AS last_ns, hash(flow_uid) AS tie
+        FROM seen
+    ), begins AS (
+        SELECT *, coalesce(first_ns > {SLACK_NS} + max(last_ns) OVER (
+            PARTITION BY community ORDER BY first_ns, tie ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ), true) AS begins_stretch
+        FROM narrow
+    ), overlapping AS (
+        SELECT *, count(*) FILTER (begins_stretch) OVER (PARTITION BY community ORDER BY first_ns, tie) AS stretch
+        FROM begins
+    ), at_point AS (
+        -- Flows that one point tells apart (another VLAN, a port used again at once) are different connections.
+        SELECT *, row_number() OVER (PARTITION BY community, stretch, point ORDER BY first_ns, tie) AS nth
+        FROM overlapping
+    ), ranked AS (
+        SELECT flow_uid,
+            row_number() OVER (c ORDER BY first_ns, tie) = 1 AS is_primary,
+            row_number() OVER (c ORDER BY orig_tcp_segments DESC, first_ns, tie) = 1 AS counts_orig,
+            row_number() OVER (c ORDER BY resp_tcp_segments DESC, first_ns DESC, tie) = 1 AS counts_resp
+        FROM at_point WINDOW c AS (PARTITION BY community, stretch, nth)
+    )
+    SELECT * FROM seen JOIN ranked USING (flow_uid)
+"""

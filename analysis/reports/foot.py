@@ -1,0 +1,26 @@
+"""The foot of a report: what was left out, the window, how complete the data is, and the zone of its times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis.reports.completeness import completeness, why_empty
+from analysis.reports.filters import Filters
+from analysis.reports.report import REPORTS, Report
+from analysis.reports.window import Window
+
+if TYPE_CHECKING:
+    from analysis.lake_reader import Lake
+
+
+def foot(lake: Lake, report: Report, name: str, window: Window, filters: Filters) -> list[str]:
+    """One sentence a line."""
+    notes = []
+    if not report.total:
+        notes.append(why_empty(lake, REPORTS[name].table, window, filters))
+    elif report.rows.num_rows < report.total:
+        notes.append(f"{report.rows.num_rows:,} of {report.total:,} rows, {report.order_text}; --limit 0 shows all")
+    if not window.is_everything:
+        by_the_minute = name != "dns" and not window.is_whole_minutes
+        notes.append(f"active from {window}" + by_the_minute * "; a minute that is partly inside counts whole")
+    return [*notes, *completeness(lake, window).notes(), "times in UTC"]

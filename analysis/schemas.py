@@ -1,0 +1,300 @@
+"""Every table of the lake: its columns, their dtype, unit, and what null means.
+
+This file is the truth. `podtap schema` prints it, `docs/tables.md` is held equal to it by a test, and every
+writer builds its Arrow table from `TABLES[name].schema`. A table is stored under `lake/<name>/date=.../node=.../`;
+`date` (UTC day of the row's own time) and `node` live in the path only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+TIME: Final = pa.timestamp("ns", tz="UTC")
+NAME: Final = pa.dictionary(pa.int32(), pa.string())
+"""A string that repeats: dictionary-encoded, so that pandas makes it categorical."""
+TEXT: Final = pa.string()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `unit` is empty for names and flags; `null` says what a missing value means, empty if never null."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+    unit: str = ""
+    null: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: what a row is, how it is partitioned, and its columns in order."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+    time: str | None
+    """The column whose UTC day is the `date=` partition; None: the table is not partitioned."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(
+            [pa.field(c.name, c.type, nullable=bool(c.null)) for c in self.columns]
+        )
+
+
+NO_METADATA: Final = "no metadata covers this address at this time"
+
+
+def identity_columns(side: str, who: str) -> tuple[Column, ...]:
+    """The columns that say what the address of one side was in the cluster at the flow's first packet."""
+    return (
+        Column(f"{side}_identity", NAME, f"what {who} was: pod, service, node, external, ambiguous or unknown"),
+        Column(f"{side}_namespace", NAME, f"namespace of {who}", null="not a pod or service, or not known"),
+        Column(f"{side}_pod", NAME, f"pod behind {who}", null="not a pod, or not known"),
+        Column(f"{side}_pod_uid", NAME, f"UID of the pod behind {who}", null="not a pod, or not known"),
+        Column(f"{side}_workload", NAME, f"workload of the pod, at the top of its owner chain", null="not a pod, or no owner known"),
+        Column(f"{side}_workload_kind", NAME, "kind of the workload (Deployment, StatefulSet, ...)", null="as workload"),
+        Column(f"{side}_service", NAME, f"service whose address {who} used", null="not a service address, or not known"),
+        Column(f"{side}_node", NAME, f"node that {who} is, or on which its pod ran", null="no node, or not known"),
+    )
+
+
+FLOW_UID = Column("flow_uid", NAME, "the flow this row belongs to", null="the packet belongs to no flow")
+INTERFACE = Column("interface", NAME, "interface of the observation point", null="the capture does not name interfaces")
+FLOW_FIRST_SEEN = Column("flow_first_seen", TIME, "first packet of the flow: its addresses are looked up as of then")
+
+PACKETS: Final = Table(
+    "packets",
+    "one frame seen at one observation point; where it is tunnelled, of its innermost packet",
+    (
+        Column("ts", TIME, "when the frame was captured"),
+        INTERFACE,
+        Column("direction", NAME, "in or out, as the interface's host sees it", null="the capture does not say"),
+        Column("segment", NAME, "the capture file"),
+        Column("file_offset", pa.int64(), "where the record begins in the (uncompressed) capture file", "bytes"),
+        Column("frame_number", pa.int64(), "1-based number of the frame in its capture file, as Wireshark counts"),
+        FLOW_UID,
+        Column("is_copy", pa.bool_(), "the same packet was seen just before in this file, which does not say at which interface"),
+        Column("src_ip", NAME, "source address", null="not IP"),
+        Column("dst_ip", NAME, "destination address", null="not IP"),
+        Column("src_port", pa.uint16(), "source port", null="no ports (or a fragment whose first part was not seen)"),
+        Column("dst_port", pa.uint16(), "destination port", null="as src_port"),
+        Column("protocol", NAME, "TCP, UDP, SCTP, ICMP, ICMPv6, ESP, ARP ...; IP protocols without a name here are ip-<number>", null="neither IP nor ARP"),
+        Column("ip_id", pa.uint32(), "IPv4 identification, or that of the IPv6 fragment header", null="not IPv4 and not an IPv6 fragment"),
+        Column("ttl", pa.uint8(), "IPv4 time to live or IPv6 hop limit", "hops", null="not IP"),
+        Column("length", pa.uint32(), "length of the frame on the wire", "bytes"),
+        Column("payload_length", pa.uint32(), "transport payload on the wire, whatever the snaplen left of it", "bytes", null="not IP"),
+        Column("tcp_flags", pa.uint16(), "TCP flags as a number, 12 bits as in Wireshark's tcp.flags", null="not TCP"),
+        Column("tcp_seq", pa.uint32(), "raw sequence number", null="not TCP"),
+        Column("tcp_ack", pa.uint32(), "raw acknowledgment number", null="not TCP"),
+        Column("tcp_window", pa.uint16(), "raw window field, unscaled", null="not TCP"),
+        Column("tcp_tsval", pa.uint32(), "TSval of the TCP timestamps option", null="not TCP, or no such option"),
+        Column("encapsulation", NAME, "tunnel the packet was in, outermost first, joined by '+': vxlan, geneve, gre, ipip, 4in6, 6in4, mpls ...; wireguard and esp are opaque", null="not tunnelled"),
+        Column("vni", pa.uint32(), "VXLAN or Geneve network identifier of the innermost tunnel", null="no such tunnel"),
+        Column("outer_src_ip", NAME, "source address of the outermost IP header", null="not tunnelled in IP"),
+        Column("outer_dst_ip", NAME, "destination address of the outermost IP header", null="not tunnelled in IP"),
+        Column("vlan", pa.uint16(), "innermost VLAN identifier", null="no tag"),
+        Column("icmp_type", pa.uint8(), "ICMP or ICMPv6 type", null="not ICMP"),
+        Column("icmp_code", pa.uint8(), "ICMP or ICMPv6 code", null="not ICMP"),
+        Column("quoted_protocol", NAME, "protocol of the packet that an ICMP error quotes", null="not an ICMP error"),
+        Column("quoted_src_ip", NAME, "source address of the quoted packet", null="not an ICMP error"),
+        Column("quoted_src_port", pa.uint16(), "source port of the quoted packet", null="not an ICMP error, or no ports quoted"),
+        Column("quoted_dst_ip", NAME, "destination address of the quoted packet", null="not an ICMP error"),
+        Column("quoted_dst_port", pa.uint16(), "destination port of the quoted packet", null="not an ICMP error, or no ports quoted"),
+        Column("malformed", NAME, "what is wrong with the packet: the header whose bytes or lengths make no sense", null="nothing"),
+    ),
+    time="ts",
+)
+
+FLOWS: Final = Table(
+    "flows",
+    "one bidirectional, time-bounded 5-tuple at one observation point",
+    (
+        Column("flow_uid", TEXT, "stable id: the same input gives the same id"),
+        Column("community_id", TEXT, "Community ID v1 (seed 0), to join with Zeek and Suricata"),
+        INTERFACE,
+        Column("first_seen", TIME, "first packet"),
+        Column("last_seen", TIME, "last packet"),
+        Column("protocol", NAME, "TCP, UDP, SCTP, ICMP, ICMPv6 ...; IP protocols without a name here are ip-<number>"),
+        Column("orig_ip", NAME, "address of the side that opened the flow"),
+        Column("orig_port", pa.uint16(), "port of orig; ICMP: the type of orig's messages, as Zeek", null="no ports"),
+        Column("resp_ip", NAME, "address of the side that answered"),
+        Column("resp_port", pa.uint16(), "port of resp; ICMP: the type of the counterpart message (else the code), as Zeek", null="no ports"),
+        Column("orig_packets", pa.int64(), "packets from orig", "packets"),
+        Column("orig_bytes", pa.int64(), "payload from orig; TCP: new bytes by sequence number, so retransmissions do not count twice (Zeek's orig_bytes)", "bytes"),
+        Column("orig_ip_bytes", pa.int64(), "IP bytes from orig, headers and retransmissions included (Zeek's orig_ip_bytes)", "bytes"),
+        Column("resp_packets", pa.int64(), "packets from resp", "packets"),
+        Column("resp_bytes", pa.int64(), "payload from resp, counted as orig_bytes", "bytes"),
+        Column("resp_ip_bytes", pa.int64(), "IP bytes from resp, headers and retransmissions included", "bytes"),
+        Column("orig_tcp_segments", pa.int64(), "TCP segments with data, SYN or FIN from orig; a GSO packet counts the TCP segments it carries", "tcp_segments"),
+        Column("resp_tcp_segments", pa.int64(), "TCP segments with data, SYN or FIN from resp", "tcp_segments"),
+        Column("conn_state", NAME, "Zeek's conn_state: S0 S1 SF REJ S2 S3 RSTO RSTR RSTOS0 RSTRH SH SHR OTH"),
+        Column("history", TEXT, "Zeek's history: one letter a kind of packet, capitals from orig; empty unless TCP, UDP or ICMP"),
+        Column("handshake_rtt_ns", pa.int64(), "SYN to the ACK that ends the handshake, as tshark's tcp.analysis.initial_rtt", "ns", null="not TCP, or no whole handshake seen"),
+        Column("orig_retransmits", pa.int64(), "TCP segments that orig retransmitted", "tcp_segments"),
+        Column("resp_retransmits", pa.int64(), "TCP segments that resp retransmitted", "tcp_segments"),
+        Column("orig_out_of_order", pa.int64(), "packets of orig that came out of order", "packets"),
+        Column("resp_out_of_order", pa.int64(), "packets of resp that came out of order", "packets"),
+        Column("zero_windows", pa.int64(), "packets that closed the receive window, both sides", "packets"),
+        Column("missed_bytes", pa.int64(), "bytes that a peer acknowledged but the capture never had: capture loss, not network loss", "bytes"),
+        Column("loss_uncertain", pa.bool_(), "more than 1 % of the bytes were missed by the capture: retransmission figures are a lower bound"),
+        Column("encapsulation", NAME, "as in packets, of the first packet", null="not tunnelled"),
+        Column("orig_vni", pa.uint32(), "VNI of orig's packets", null="no such tunnel, or none seen"),
+        Column("resp_vni", pa.uint32(), "VNI of resp's packets (Cilium and Weave put the sender into it)", null="no such tunnel, or none seen"),
+        Column("server_name", TEXT, "TLS server name or HTTP Host of orig's first data", null="none visible"),
+        *identity_columns("orig", "orig"),
+        *identity_columns("resp", "resp"),
+    ),
+    time="first_seen",
+)
+
+FLOW_MINUTES: Final = Table(
+    "flow_minutes",
+    "what one flow did in one UTC minute; figures add up to those of the flow (a second row for a minute arises only where timestamps step back)",
+    (
+        Column("flow_uid", TEXT, "the flow"),
+        Column("minute", TIME, "start of the minute"),
+        Column("first_ts", TIME, "first packet in the minute"),
+        Column("last_ts", TIME, "last packet in the minute"),
+        Column("orig_packets", pa.int64(), "packets from orig", "packets"),
+        Column("orig_bytes", pa.int64(), "as flows.orig_bytes", "bytes"),
+        Column("resp_packets", pa.int64(), "packets from resp", "packets"),
+        Column("resp_bytes", pa.int64(), "as flows.resp_bytes", "bytes"),
+        Column("orig_tcp_segments", pa.int64(), "as flows.orig_tcp_segments", "tcp_segments"),
+        Column("resp_tcp_segments", pa.int64(), "as flows.resp_tcp_segments", "tcp_segments"),
+        Column("orig_retransmits", pa.int64(), "TCP segments that orig retransmitted", "tcp_segments"),
+        Column("resp_retransmits", pa.int64(), "TCP segments that resp retransmitted", "tcp_segments"),
+    ),
+    time="minute",
+)
+
+RETRANSMITS: Final = Table(
+    "retransmits",
+    "one packet that is a retransmission or looks like one; a row exists if kind or wireshark_kind is set",
+    (
+        Column("ts", TIME, "when the packet was captured"),
+        Column("segment", NAME, "the capture file of the packet"),
+        Column("frame_number", pa.int64(), "1-based frame number in it"),
+        Column("flow_uid", NAME, "the flow"),
+        FLOW_FIRST_SEEN,
+        INTERFACE,
+        Column("sender", NAME, "orig or resp: who sent the data that was retransmitted"),
+        Column("orig_ip", NAME, "address of the flow's orig"),
+        Column("orig_port", pa.uint16(), "port of the flow's orig"),
+        Column("resp_ip", NAME, "address of the flow's resp"),
+        Column("resp_port", pa.uint16(), "port of the flow's resp"),
+        Column("kind", NAME, "network_duplicate, keep_alive, zero_window_probe, syn, synack, fin, spurious, out_of_order, unseen_original, rto, rto_recovery, tlp, fast, unknown or capture_gap", null="podtap sees nothing here, Wireshark would"),
+        Column("wireshark_kind", NAME, "what Wireshark calls it: retransmission, fast_retransmission, spurious_retransmission, out_of_order or keep_alive", null="Wireshark would flag nothing"),
+        Column("confidence", NAME, "high, medium or low", null="kind is null"),
+        Column("evidence", NAME, "what speaks for the kind, joined by '+': ip_id, tsval, sack, dsack, dup_ack, rack, acked, hole, timer, backoff, peer_window", null="kind is null, or nothing but the sequence numbers"),
+        Column("seq", pa.uint32(), "first raw sequence number"),
+        Column("length", pa.uint32(), "payload", "bytes"),
+        Column("tcp_segments", pa.int64(), "TCP segments retransmitted, as the kernel's RetransSegs counts; 0 where the kind is no retransmission", "tcp_segments"),
+        Column("original_ts", TIME, "when the same first byte was first seen", null="never seen before"),
+        Column("original_segment", NAME, "capture file of that packet", null="never seen before"),
+        Column("original_frame", pa.int64(), "frame number of that packet", null="never seen before"),
+        Column("delay_ns", pa.int64(), "time since the previous send of the same first byte", "ns", null="never seen before"),
+        Column("attempt", pa.int32(), "1 for the first retransmission of this first byte, 2 for the second ...", null="never seen before"),
+        *identity_columns("orig", "orig"),
+        *identity_columns("resp", "resp"),
+    ),
+    time="ts",
+)
+
+DNS: Final = Table(
+    "dns",
+    "one DNS transaction: a question with its answer, or without one",
+    (
+        Column("query_segment", NAME, "capture file of the first query", null="no query seen"),
+        Column("query_frame", pa.int64(), "frame number of the first query (TCP: of the packet that completes it)", null="no query seen"),
+        Column("response_segment", NAME, "capture file of the response", null="no response seen"),
+        Column("response_frame", pa.int64(), "frame number of the response", null="no response seen"),
+        Column("flow_uid", NAME, "the flow"),
+        FLOW_FIRST_SEEN,
+        INTERFACE,
+        Column("query_ts", TIME, "first query", null="no query seen"),
+        Column("response_ts", TIME, "response", null="no response seen"),
+        Column("ts", TIME, "query_ts, else response_ts"),
+        Column("latency_ns", pa.int64(), "response minus first query: what the application waited", "ns", null="not answered"),
+        Column("last_attempt_latency_ns", pa.int64(), "response minus last query", "ns", null="not answered"),
+        Column("status", NAME, "answered, unanswered or unmatched_response"),
+        Column("attempts", pa.int32(), "queries sent with this id on this 5-tuple before the answer; 0 for an unmatched response"),
+        Column("transport", NAME, "udp or tcp"),
+        Column("trans_id", pa.uint16(), "DNS message id"),
+        Column("query", TEXT, "name asked for, lower case, without the final dot ('.' is the root); other bytes escaped as \\DDD", null="the message carries no readable question"),
+        Column("qtype", NAME, "A, AAAA, SRV ...; types without a name here are TYPE<number>", null="as query"),
+        Column("rcode", NAME, "NOERROR, NXDOMAIN, SERVFAIL ... (extended by EDNS); others are RCODE<number>", null="not answered"),
+        Column("answers", TEXT, "answer section as text, 'type value' joined by ', '", null="not answered, or no answer records"),
+        Column("truncated", pa.bool_(), "the response had the TC bit", null="not answered"),
+        Column("search_expansion", pa.bool_(), "the name came from the resolver's search list (ndots): it failed and the client went on with another suffix of the same name"),
+        Column("client_ip", NAME, "who asked"),
+        Column("client_port", pa.uint16(), "port of the client"),
+        Column("server_ip", NAME, "who was asked"),
+        Column("server_port", pa.uint16(), "port of the server"),
+        *identity_columns("client", "the client"),
+        *identity_columns("server", "the server"),
+    ),
+    time="ts",
+)
+
+SEGMENTS: Final = Table(
+    "segments",
+    "one input file",
+    (
+        Column("segment", TEXT, "the file, as named in packets.segment"),
+        Column("path", TEXT, "where it was read from; '-' is standard input"),
+        Column("content_hash", TEXT, "XXH3-128 of the uncompressed content: the same content is analysed once"),
+        Column("first_ts", TIME, "first packet (an empty file: the time of its analysis)"),
+        Column("last_ts", TIME, "last packet (an empty file: the time of its analysis)"),
+        Column("format", NAME, "pcap or pcapng"),
+        Column("compression", NAME, "gzip, zstd, lz4 or xz", null="not compressed"),
+        Column("link_types", TEXT, "link types in it, joined by ','"),
+        Column("interfaces", TEXT, "interface names in it, joined by ','", null="none named"),
+        Column("bytes", pa.int64(), "uncompressed size read", "bytes"),
+        Column("packets", pa.int64(), "frames read", "packets"),
+        Column("arp_packets", pa.int64(), "ARP frames", "packets"),
+        Column("not_ip_packets", pa.int64(), "frames that are neither IP nor ARP", "packets"),
+        Column("malformed_packets", pa.int64(), "frames with malformed set", "packets"),
+        Column("cut_packets", pa.int64(), "frames of which the snaplen left less than the wire had (payload only, mostly)", "packets"),
+        Column("opaque_packets", pa.int64(), "WireGuard and ESP packets, whose content can't be read", "packets"),
+        Column("skipped_packets", pa.int64(), "frames of a link type that can't be decoded", "packets"),
+        Column("drops_kernel", pa.int64(), "packets dropped for want of capture buffer, by the capture's own counters", "packets", null="the capture does not say"),
+        Column("drops_interface", pa.int64(), "packets dropped by interfaces, by the capture's own counters", "packets", null="the capture does not say"),
+        Column("unsealed", pa.bool_(), "a .part file: its agent never finished it"),
+        Column("sha256_ok", pa.bool_(), "the content matches its manifest", null="no manifest beside the file"),
+        Column("truncated", pa.bool_(), "the file ends inside a record or block"),
+        Column("problems", TEXT, "what could not be read, with offsets", null="nothing"),
+    ),
+    time="first_ts",
+)
+
+IDENTITIES: Final = Table(
+    "identities",
+    "one owner of one address during one interval",
+    (
+        Column("ip", NAME, "the address"),
+        Column("port", pa.uint16(), "only this port (node ports, host ports of hostNetwork pods)", null="every port"),
+        Column("protocol", NAME, "only this protocol, with port", null="every protocol"),
+        Column("start", TIME, "since when (inclusive)", null="known from the beginning of time: nothing bounds it"),
+        Column("end", TIME, "until when (exclusive)", null="no end known"),
+        Column("identity", NAME, "pod, service, node or external"),
+        Column("namespace", NAME, "namespace", null="cluster-scoped or outside the cluster"),
+        Column("name", NAME, "name of the object"),
+        Column("uid", NAME, "UID of the object", null="no object"),
+        Column("workload", NAME, "top of the pod's owner chain", null="not a pod, or no owner known"),
+        Column("workload_kind", NAME, "its kind", null="as workload"),
+        Column("node", NAME, "node it is, or runs on", null="none"),
+        Column("labels", pa.list_(pa.string()), "labels of the object as key=value, sorted"),
+        Column("source", NAME, "the dump this is known from"),
+    ),
+    time=None,
+)
+
+TABLES: Final = {
+    table.name: table
+    for table in (PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, IDENTITIES)
+}

@@ -1,0 +1,358 @@
+"""Segments: the capture files of a recording, found, put in order and read as chunks of frames.
+
+A segment is read from front to back exactly as it streams in: no mmap (a file that is cut while it is read would
+kill the process), no more memory than a chunk, whatever the compression. What is damaged is said in `problems`,
+with its offset, and all the rest is read.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from analysis.compression import ContentStream
+from analysis.errors import PodtapError, Problem, UsageError
+from analysis.layout import (
+    COUNTED_ARP,
+    COUNTED_CUT,
+    COUNTED_FIRST_TS,
+    COUNTED_LAST_TS,
+    COUNTED_MALFORMED,
+    COUNTED_NOT_IP,
+    COUNTED_OPAQUE,
+    COUNTED_PACKETS,
+    COUNTED_SKIPPED,
+)
+from analysis.pcap import Interface, PcapFramer
+from analysis.pcapng import PcapngFramer
+from analysis.schemas import NAME, SEGMENTS
+
+CHUNK_BYTES: Final = 16 << 20
+STDIN: Final = "-"
+_PEEK_BYTES: Final = 64 << 10
+_MAGIC_BYTES: Final = 4
+_FRAMERS: Final = (PcapFramer, PcapngFramer)
+Framer = PcapFramer | PcapngFramer
+
+# Nobody means these when naming a folder.
+_OTHER_FILES: Final = frozenset(
+    [".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".tsv", ".csv", ".parquet", ".idx"]
+)
+_COMPRESSED_SUFFIXES: Final = frozenset([".gz", ".zst", ".lz4", ".xz"])
+_CONTRACT_PATH: Final = re.compile(r"(?:^|/)[^/]+/(?P<node>[^/]+)/\d{8}/\d+-\d+\.pcap(?:\.zst)?(?:\.part)?$")
+
+
+@dataclass
+class Segment:
+    """One capture file.
+
+    What depends on the content (`interfaces`, `problems`, `bytes_read`, `truncated`, `sha256_ok`, the drops,
+    `content_hash`) is complete once `chunks()` is exhausted; an interface is in `interfaces` before the first chunk
+    with a frame of it.
+    """
+
+    path: str
+    """As it can be opened; '-' is standard input."""
+    name: str
+    """The file name, with as many of its folders as make it unique in this run."""
+    node: str | None
+    """From a path as the agent writes it; None for any other."""
+    first_ts: int | None
+    """Time of the first packet; None where there is none, or the input can be read only once."""
+    format: str
+    compression: str | None
+    unsealed: bool
+    interfaces: list[Interface] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    bytes_read: int = 0
+    """Uncompressed."""
+    truncated: bool = False
+    sha256_ok: bool | None = None
+    drops_kernel: int | None = None
+    drops_interface: int | None = None
+    content_hash: str = ""
+    """XXH3-128 of the uncompressed content, in hexadecimal."""
+    _once: ContentStream | None = None
+    """The opened input, where it can be read only once (standard input, a pipe)."""
+
+    def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
+        """The packets: (data uint8[:], FRAME[:] whose offsets point into it), again and again, frames never empty.
+
+        Every chunk has its own buffer. Never raises for what the file holds or for a failing disk.
+        """
+        self.interfaces, self.problems = [], []
+        content = _Content(self._manifest_sha256())
+        try:
+            stream = self._open()
+        except OSError as error:
+            self.problems.append(Problem(self.path, None, _why(error)))
+            return
+        framer: Framer = PcapFramer() if self.format == PcapFramer.format else PcapngFramer()
+        self.interfaces = framer.interfaces
+        try:
+            yield from _framed(stream, framer, chunk_bytes, content)
+        except OSError as error:
+            stream.damage = _why(error)
+        finally:
+            stream.close()
+        self._conclude(framer, content, stream.damage)
+
+    def hash_content(self) -> str:
+        """Read it all only to fill in `content_hash` (and return it). Not for input that can be read only once."""
+        if self._once:
+            raise ValueError(f"{self.path} can be read only once")
+        content = _Content(None)
+        buffer = np.empty(1 << 20, np.uint8)
+        stream = self._open()
+        try:
+            while filled := stream.readinto(buffer.data):
+                content.update(buffer[:filled])
+        finally:
+            stream.close()
+        self.content_hash = content.hash.hexdigest()
+        return self.content_hash
+
+    def _open(self) -> ContentStream:
+        return self._once or ContentStream(open(self.path, "rb"))
+
+    def _manifest_sha256(self) -> str | None:
+        """What the manifest beside the file says about its content; None without one, or if that can't be read."""
+        path = Path(self.path)
+        manifest = path.with_name(path.name.partition(".pcap")[0] + ".json")
+        try:
+            expected = json.loads(manifest.read_bytes()).get("sha256")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return expected.lower() if isinstance(expected, str) else None
+
+    def _conclude(self, framer: Framer, content: _Content, damage: str | None) -> None:
+        self.bytes_read = content.bytes
+        self.content_hash = content.hash.hexdigest()
+        self.truncated = content.left_over > 0 or damage is not None
+        self.problems += [Problem(self.path, offset, message) for offset, message in framer.damages.first]
+        if framer.damages.more:
+            self.problems.append(Problem(self.path, None, f"{framer.damages.more:,} more places like these"))
+        if damage:
+            self.problems.append(Problem(self.path, content.bytes, f"{damage}; the packets before it were read"))
+        elif content.left_over:
+            message = (
+                f"the file is cut short: its last {content.left_over:,} bytes are no whole record, and were left out"
+            )
+            self.problems.append(Problem(self.path, content.bytes - content.left_over, message))
+        if content.expected_sha256:
+            self.sha256_ok = content.sha256.hexdigest() == content.expected_sha256
+            if not self.sha256_ok:
+                self.problems.append(Problem(self.path, None, "the content is not that of its manifest (SHA-256)"))
+        counted = [i.drops_kernel for i in framer.interfaces if i.drops_kernel is not None]
+        self.drops_kernel = sum(counted) if counted else framer.dropped
+        counted = [i.drops_interface for i in framer.interfaces if i.drops_interface is not None]
+        self.drops_interface = sum(counted) if counted else None
+
+
+class _Content:
+    """What is to be known of all the content: its size, its hashes, and how much of its end is no whole record."""
+
+    def __init__(self, expected_sha256: str | None) -> None:
+        self.expected_sha256 = expected_sha256
+        self.hash = xxhash.xxh3_128()
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.left_over = 0
+
+    def update(self, part: npt.NDArray[np.uint8]) -> None:
+        self.bytes += len(part)
+        self.hash.update(part.data)
+        if self.expected_sha256:
+            self.sha256.update(part.data)
+
+
+def _framed(
+    stream: ContentStream, framer: Framer, chunk_bytes: int, content: _Content
+) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
+    """Read `stream` to its end in chunks; what is no whole record at the end of one begins the next."""
+    left_over: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+    offset = 0
+    final = False
+    while not final:
+        data = np.empty(max(chunk_bytes, 2 * len(left_over)), np.uint8)
+        start = len(left_over)
+        data[:start] = left_over
+        end = start + stream.readinto(data[start:].data)
+        final = end < len(data)
+        data = data[:end]
+        content.update(data[start:])
+        frames, consumed = framer.frames(data, offset, final)
+        left_over = data[consumed:]
+        content.left_over = len(left_over)
+        offset += consumed
+        if len(frames):
+            yield data, frames
+
+
+def find_segments(inputs: Sequence[str]) -> tuple[list[Segment], list[Problem]]:
+    """All captures among `inputs` (files, folders, glob patterns, '-') in the order of their first packets.
+
+    Files whose first packet isn't known (none in it, or a pipe) come last; equal times are ordered by path, numbers
+    in it as numbers. A file given twice counts once. What can't be read or is no capture becomes a Problem. Raises
+    UsageError for an input that does not exist, PodtapError for a folder that holds no file that may be a capture.
+    """
+    found: list[Segment] = []
+    problems: list[Problem] = []
+    for path in _expand(inputs):
+        segment = _identify(path)
+        if isinstance(segment, Problem):
+            problems.append(segment)
+        else:
+            found.append(segment)
+    found.sort(key=lambda s: (s.first_ts is None, s.first_ts or 0, _natural(s.path)))
+    for segment, name in zip(found, _unique_names([s.path for s in found]), strict=True):
+        segment.name = name
+    return found, problems
+
+
+def _expand(inputs: Sequence[str]) -> list[str]:
+    paths: dict[str, str] = {}
+    for given in inputs:
+        matches = [given] if given == STDIN or os.path.lexists(given) else glob.glob(given, recursive=True)
+        if not matches:
+            raise UsageError(f"{given}: no such file or folder")
+        for match in matches:
+            for path in _walk(match) if match != STDIN and os.path.isdir(match) else [match]:
+                paths.setdefault(path if path == STDIN else os.path.realpath(path), path)
+    return list(paths.values())
+
+
+def _walk(folder: str) -> list[str]:
+    """Files below `folder` that may be captures."""
+    paths = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        paths += [os.path.join(parent, f) for f in sorted(files) if _may_be_capture(f)]
+    paths = [path for path in paths if os.path.isfile(path)]
+    if not paths:
+        raise PodtapError(f"{folder}: no captures in this folder")
+    return paths
+
+
+def _may_be_capture(file_name: str) -> bool:
+    stem, suffix = os.path.splitext(file_name.lower())
+    if suffix in _COMPRESSED_SUFFIXES:
+        suffix = os.path.splitext(stem)[1]
+    return not file_name.startswith(".") and suffix not in _OTHER_FILES
+
+
+def _identify(path: str) -> Segment | Problem:
+    """Look at how a file starts."""
+    try:
+        once = path == STDIN or not stat.S_ISREG(os.stat(path).st_mode)
+        stream = ContentStream(sys.stdin.buffer if path == STDIN else open(path, "rb"))  # noqa: SIM115 (may stay open)
+        head = stream.peek(_MAGIC_BYTES)
+        framer = next((f for f in _FRAMERS if f.recognises(head)), None)
+        if framer is None:
+            stream.close()
+            return Problem(path, None, _no_capture(head, stream.damage))
+        first_ts = None if once else _first_ts(stream, framer())
+    except OSError as error:
+        return Problem(path, None, _why(error))
+    contract = _CONTRACT_PATH.search(os.path.abspath(path))
+    return Segment(
+        path=path,
+        name=path,
+        node=contract["node"] if contract else None,
+        first_ts=first_ts,
+        format=framer.format,
+        compression=stream.compression,
+        unsealed=path.endswith(".part"),
+        _once=stream if once else None,
+    )
+
+
+def _first_ts(stream: ContentStream, framer: Framer) -> int | None:
+    """Time of the first packet; reads no further."""
+    try:
+        first = next(_framed(stream, framer, _PEEK_BYTES, _Content(None)), None)
+        return int(first[1][0]["ts"]) if first else None
+    finally:
+        stream.close()
+
+
+def _no_capture(head: bytes, damage: str | None) -> str:
+    if damage:
+        return damage
+    if not head:
+        return "empty file"
+    return f"not a capture (starts with {head.hex(' ')}, {head!r}); pcap and pcapng are read, also compressed"
+
+
+def _natural(path: str) -> list[tuple[bool, int, str]]:
+    """A key that orders numbers within a path as numbers: part_2 before part_10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", path)]
+
+
+def _unique_names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of `paths` (all different), in whole parts, that tell each from all others."""
+    parts = [[STDIN] if path == STDIN else os.path.abspath(path).split("/") for path in paths]
+    depths = [1] * len(paths)
+    while True:
+        names = ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
+        uses = Counter(names)
+        if len(uses) == len(names):
+            return names
+        depths = [depth + (uses[name] > 1) for name, depth in zip(names, depths, strict=True)]
+
+
+def _why(error: OSError) -> str:
+    return f"can't be read: {error.strerror or error}"
+
+
+def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: int) -> pa.Table:
+    """Rows of schemas.SEGMENTS: each segment that was read, and what decoding counted of it (layout.COUNTED_*)."""
+    columns: dict[str, list[object]] = {column.name: [] for column in SEGMENTS.columns}
+    for s, counts in rows:
+        has_packets = bool(counts[COUNTED_PACKETS])
+        values: dict[str, object] = {
+            "segment": s.name,
+            "path": s.path,
+            "content_hash": s.content_hash,
+            "first_ts": int(counts[COUNTED_FIRST_TS]) if has_packets else now,
+            "last_ts": int(counts[COUNTED_LAST_TS]) if has_packets else now,
+            "format": s.format,
+            "compression": s.compression,
+            "link_types": ",".join(dict.fromkeys(str(i.link_type) for i in s.interfaces)),
+            "interfaces": ",".join(dict.fromkeys(i.name for i in s.interfaces if i.name)) or None,
+            "bytes": s.bytes_read,
+            "packets": int(counts[COUNTED_PACKETS]),
+            "arp_packets": int(counts[COUNTED_ARP]),
+            "not_ip_packets": int(counts[COUNTED_NOT_IP]),
+            "malformed_packets": int(counts[COUNTED_MALFORMED]),
+            "cut_packets": int(counts[COUNTED_CUT]),
+            "opaque_packets": int(counts[COUNTED_OPAQUE]),
+            "skipped_packets": int(counts[COUNTED_SKIPPED]),
+            "drops_kernel": s.drops_kernel,
+            "drops_interface": s.drops_interface,
+            "unsealed": s.unsealed,
+            "sha256_ok": s.sha256_ok,
+            "truncated": s.truncated,
+            "problems": "; ".join(map(str, s.problems)) or None,
+        }
+        for name, column in columns.items():
+            column.append(values[name])
+    return pa.table(
+        [pa.array(columns[c.name], pa.string() if c.type == NAME else c.type).cast(c.type) for c in SEGMENTS.columns],
+        schema=SEGMENTS.schema,
+    )

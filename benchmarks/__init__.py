@@ -1,0 +1,1 @@
+"""Captures of any size, and podtap and its peers run over them."""

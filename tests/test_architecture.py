@@ -1,0 +1,102 @@
+"""What import-linter can't say: allow-lists of imports, lazy loading, the shape of kernels, the size of modules."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted([ROOT / "podtap.py", *(ROOT / "analysis").rglob("*.py"), *(ROOT / "capture").rglob("*.py")])
+KERNELS = [path for path in MODULES if path.stem.endswith("_kernels")]
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function; `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}: line {node.lineno}: import by the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_part_of(module: str, packages: set[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Packages beyond the standard library that `code` loads in a fresh interpreter."""
+    program = f"""
+import json, sys
+before = set(sys.modules)
+try:
+    {code}
+except SystemExit:
+    pass
+sys.stderr.write("\\n" + json.dumps(sorted(set(sys.modules) - before)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {module.partition(".")[0] for module in json.loads(run.stderr.splitlines()[-1])} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name)
+def test_kernels_import_numpy_numba_and_layout_only(path: Path) -> None:
+    allowed = {"numpy", "numba", "analysis.layout", "typing", "__future__"}
+    assert [module for module in imported(path) if not is_part_of(module, allowed)] == []
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name)
+def test_kernels_are_cached_check_bounds_and_free_the_gil(path: Path) -> None:
+    required = {"cache": True, "boundscheck": True, "nogil": True}
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    compilers = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "numba.njit"]
+    for call in compilers:
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        assert required.items() <= options.items(), f"line {call.lineno}"
+    names = {ast.unparse(node.targets[0]) for node in nodes if isinstance(node, ast.Assign) and node.value in compilers}
+    decorators = names | {ast.unparse(call) for call in compilers}
+    for function in (node for node in nodes if isinstance(node, ast.FunctionDef)):
+        assert [ast.unparse(decorator) in decorators for decorator in function.decorator_list] == [True], function.name
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name)
+def test_a_test_marked_kernel_imports_the_kernels_or_their_wrapper(path: Path) -> None:
+    kernels = f"analysis.{path.stem}"
+    wrappers = {
+        f"analysis.{module.stem}" for module in MODULES if any(is_part_of(i, {kernels}) for i in imported(module))
+    }
+    tests = [test for test in TESTS if re.search(r"^(@|pytestmark = )pytest\.mark\.kernel", test.read_text(), re.M)]
+    assert [test.name for test in tests if any(is_part_of(i, wrappers | {kernels}) for i in imported(test))] != []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_fits_the_head(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= 500
+
+
+def test_the_contract_imports_the_standard_library_only() -> None:
+    contract = ROOT / "capture" / "contract.py"
+    modules = set(imported(contract)) if contract.exists() else set()
+    assert [module for module in modules if module.partition(".")[0] not in sys.stdlib_module_names] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]], ids=" ".join)
+def test_the_base_install_needs_click_only(arguments: list[str]) -> None:
+    assert loaded_by(f"import podtap; podtap.main({arguments})") <= {"podtap", "click"}
+
+
+def test_the_analysis_package_loads_nothing_until_asked() -> None:
+    assert loaded_by("import analysis") == {"analysis"}
