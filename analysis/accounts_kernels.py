@@ -208,7 +208,7 @@ def open_account(accounts, slot, p, ends, zero_flow, zero_side):
     flow = accounts.flows[slot]
     flow["open"] = 1
     flow["flow_uid"] = p["flow_uid"]
-    flow["first_seen"] = p["ts"]
+    flow["first_seen"] = p["flow_first_seen"]
     flow["last_seen"] = p["ts"]
     flow["handshake_rtt"] = -1
     flow["minute"] = p["ts"] - p["ts"] % MINUTE_NS

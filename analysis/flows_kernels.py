@@ -75,6 +75,7 @@ FRAGMENT = np.dtype(
     [
         ("key", "u8"),
         ("ts", "i8"),
+        ("first_ts", "i8"),
         ("ip_bytes", "u4"),
         ("payload", "u4"),
         ("src_port", "u2"),
@@ -189,12 +190,14 @@ def resolve_fragment(p, fragments):
         entry["packets"] = 0
         entry["ip_bytes"] = 0
         entry["payload"] = 0
+        entry["first_ts"] = p["ts"]
     entry["ts"] = p["ts"]
     if p["fragment"] == FRAGMENT_FIRST:
         entry["has_ports"] = p["has_ports"]
         entry["src_port"] = p["src_port"]
         entry["dst_port"] = p["dst_port"]
         p["earlier_fragments"] = entry["packets"]
+        p["earlier_ts"] = entry["first_ts"]
         p["earlier_ip_bytes"] = entry["ip_bytes"]
         p["earlier_payload"] = entry["payload"]
         entry["packets"] = 0
@@ -303,7 +306,7 @@ def begin_flow(p, slot, sides, at, from_a, mark, src_port, dst_port, point_hash,
     uid = mix(mix(uid, point_hash), np.uint64(p["ts"]))
     uid = mix(uid, (np.uint64(mark) << np.uint64(32)) ^ np.uint64(p["tcp_seq"]))
     slot["flow_uid"] = max(uid, np.uint64(1))
-    slot["first_seen"] = p["ts"]
+    slot["first_seen"] = p["earlier_ts"] if p["earlier_fragments"] else p["ts"]
 
 
 @kernel

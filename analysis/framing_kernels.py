@@ -40,7 +40,7 @@ ENHANCED_PACKET: Final = 6
 MAX_BLOCK_BYTES: Final = 16 << 20
 MIN_BLOCK_BYTES: Final = 12
 
-TS_LIMIT: Final = 1 << 62  # years 1823 to 2116: the difference of any two times fits in int64
+TS_LIMIT: Final = (1 << 62) - 1  # years 1823 to 2116: the difference of any two times fits in int64
 MAX_LENGTH: Final = 0x7FFFFFFF
 MAX_OFFSET_S: Final = 1 << 60
 MAX_TICKS_PER_SECOND: Final = 1 << 60  # ten times that still fits in uint64
@@ -159,7 +159,7 @@ def ticks_to_ns(high: int, low: int, ticks_per_second: np.uint64, offset_s: int)
     else:
         unsigned = np.uint64(high) << np.uint64(32) | np.uint64(low)
         rest = unsigned % ticks_per_second
-        whole = np.int64(min(unsigned // ticks_per_second, np.uint64(MAX_OFFSET_S)))
+        whole = np.int64(min(unsigned // ticks_per_second, np.uint64(2 * MAX_OFFSET_S)))
         if ticks_per_second <= _TICKS_LIMIT:
             fraction = np.int64(rest * np.uint64(NANOSECONDS) // ticks_per_second)
         else:
@@ -169,7 +169,7 @@ def ticks_to_ns(high: int, low: int, ticks_per_second: np.uint64, offset_s: int)
                 fraction = fraction * 10 + np.int64(rest // ticks_per_second)
                 rest %= ticks_per_second
     whole += offset_s
-    if abs(whole) >= _SECONDS_LIMIT:
+    if whole >= _SECONDS_LIMIT or whole <= -_SECONDS_LIMIT:
         return TS_LIMIT if whole > 0 else -TS_LIMIT
     return whole * NANOSECONDS + fraction
 

@@ -66,6 +66,7 @@ PACKET: Final = np.dtype(
         ("sack_offset", "i4"),  # of the first SACK block in the chunk's data
         ("quote_offset", "i4"),  # of the IP header that an ICMP error quotes, in the chunk's data; -1 = none
         ("quote_end", "i4"),
+        ("earlier_ts", "i8"),  # of the first of them
         ("earlier_ip_bytes", "u4"),  # of fragments that came before this first one; set by flows.py
         ("earlier_payload", "u4"),
         ("earlier_fragments", "u2"),

@@ -69,7 +69,6 @@ from analysis.layout import (
     MALFORMED_UDP,
     MALFORMED_VXLAN,
     NETWORK_ARP,
-    NETWORK_IP,
     NETWORK_OTHER,
     NETWORK_SKIPPED,
     SCTP,
@@ -141,10 +140,11 @@ def decode_ethernet(data, p, at, end):
 @kernel
 def decode_ppp(data, at, end):
     """PPP's protocol number (RFC 1661), one or two bytes, with or without address and control."""
+    begin = at
     if at + 2 <= end and data[at] == 0xFF and data[at + 1] == 0x03:
         at += 2
     if at + 2 > end:
-        return NOTHING, at
+        return NOTHING, begin
     if data[at] & 1:
         protocol = np.int64(data[at])
         at += 1
@@ -202,7 +202,7 @@ def decode_link(data, p, link_type, at, end):
     if link_type == LINKTYPE_PPP or link_type == LINKTYPE_PPP_HDLC:
         return decode_ppp(data, at, end)
     if link_type == LINKTYPE_PPP_ETHER:
-        return decode_ppp(data, at + 6, end)
+        return decode_ppp(data, at + 6, end) if at + 8 <= end else (NOTHING, at)
     p["network"] = NETWORK_SKIPPED
     return NOTHING, at
 
@@ -590,7 +590,7 @@ def decode_transport(data, p, protocol, at, end, wire, vxlan_ports):
 @kernel
 def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
     """From the first network header down to the innermost packet that can be read."""
-    for depth in range(MOST_LAYERS):
+    for _ in range(MOST_LAYERS):
         if ethertype == ETHERTYPE_TEB:
             begin = at
             ethertype, at = decode_ethernet(data, p, at, end)
@@ -626,14 +626,9 @@ def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
                 return
             protocol, at, wire = decode_ipv6(data, p, at, end, wire)
         else:
-            if depth == 0:
-                p["network"] = NETWORK_ARP if ethertype == ETHERTYPE_ARP else NETWORK_OTHER
             return
         if protocol == NOTHING:
-            if not p["ip_version"]:
-                p["network"] = NETWORK_OTHER
             return
-        p["network"] = NETWORK_IP
         p["has_ports"] = 0
         ethertype, at, wire = decode_transport(data, p, protocol, at, end, wire, vxlan_ports)
         if ethertype == NOTHING:
@@ -643,9 +638,9 @@ def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
 
 @kernel
 def decode(data, frames, packets, link_types, interfaces, vxlan_ports, segment, first_frame_number, counts):
-    """Fills packets[i], which must be zero, from frames[i]; `link_types` and `interfaces` (observation points) are by frame interface.
+    """Fills packets[i], which must be zero, from frames[i].
 
-    `counts` (layout.COUNTED_*) is added to.
+    `link_types` and `interfaces` (observation points) are by frame interface. `counts` (layout.COUNTED_*) is added to.
     """
     for i in range(len(frames)):
         frame = frames[i]
@@ -668,13 +663,12 @@ def decode(data, frames, packets, link_types, interfaces, vxlan_ports, segment, 
         end = begin + np.int64(frame["captured"])
         ethertype, at = decode_link(data, p, link_types[frame["interface"]], begin, end)
         wire = np.int64(frame["length"]) - (at - begin)
-        if ethertype == NOTHING:
-            if p["network"] != NETWORK_SKIPPED:
-                p["network"] = NETWORK_OTHER
-                if frame["captured"] >= frame["length"] and at == begin:
-                    p["malformed"] = MALFORMED_LINK
-        else:
+        if ethertype != NOTHING:
             decode_network(data, p, ethertype, at, end, wire, vxlan_ports)
+        elif p["network"] != NETWORK_SKIPPED and frame["captured"] >= frame["length"] and at == begin:
+            p["malformed"] = MALFORMED_LINK
+        if not p["ip_version"] and p["network"] != NETWORK_SKIPPED:
+            p["network"] = NETWORK_ARP if ethertype == ETHERTYPE_ARP else NETWORK_OTHER
         count(p, end - begin, counts)
 
 

@@ -116,9 +116,8 @@ class PcapFramer:
 
     def _report_damage(self, outcome: str) -> None:
         assert self._lost_at is not None
-        self.damages.append(
-            (self._lost_at, f"a packet longer than {self._max_captured:,} bytes makes no sense; {outcome}")
-        )
+        message = f"a packet longer than {self._max_captured:,} bytes makes no sense; {outcome}"
+        self.damages.add(self._lost_at, message)
         self._lost_at = None
 
     def _read_header(self, header: bytes) -> None:
@@ -129,9 +128,8 @@ class PcapFramer:
             self.damages.add(4, f"pcap version {major}.{minor} is not supported (only 2.x is)")
             return
         if link_type & _UNCOMMON_LINK_TYPE_BITS:
-            self.damages.append(
-                (20, f"reserved bits are set in the link type 0x{link_type:08x}; read as {link_type & 0xFFFF}")
-            )
+            message = f"reserved bits are set in the link type 0x{link_type:08x}; read as {link_type & 0xFFFF}"
+            self.damages.add(20, message)
         self._big = order == ">"
         self._tick_ns, self._record_header_bytes = _MAGICS[magic]
         self._max_captured = max(DEFAULT_MAX_CAPTURED, min(snaplen, _MAX_CAPTURED))

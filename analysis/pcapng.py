@@ -34,6 +34,7 @@ _IF_TSRESOL: Final = 9
 _IF_TSOFFSET: Final = 14
 _ISB_IFDROP: Final = 5
 _ISB_OSDROP: Final = 7
+_MOST_DROPS: Final = 1 << 40  # more means "unknown" (all bits set), or damage
 _BYTE_ORDER_MAGIC: Final = 0x1A2B3C4D
 _SMALLEST_PACKET_BLOCK: Final = 16  # a simple packet block without data
 
@@ -179,10 +180,14 @@ class PcapngFramer:
         if number >= len(self.interfaces):
             return
         for code, value in _options(block[20:-4], self._order):
-            if code == _ISB_IFDROP and len(value) == 8:
-                self.interfaces[number].drops_interface = struct.unpack(self._order + "Q", value)[0]
-            elif code == _ISB_OSDROP and len(value) == 8:
-                self.interfaces[number].drops_kernel = struct.unpack(self._order + "Q", value)[0]
+            if code in (_ISB_IFDROP, _ISB_OSDROP) and len(value) == 8:
+                drops = struct.unpack(self._order + "Q", value)[0]
+                if drops > _MOST_DROPS:
+                    continue
+                if code == _ISB_IFDROP:
+                    self.interfaces[number].drops_interface = drops
+                else:
+                    self.interfaces[number].drops_kernel = drops
 
 
 def _clock(resolution: int, offset_s: int, snaplen: int) -> tuple[int, int, int, int, int]:

@@ -62,6 +62,7 @@ SIDE = np.dtype(
         ("rttvar", "i8"),
         ("min_rtt", "i8"),
         ("window", "i8"),  # that this side offers, in bytes; -1 = unknown
+        ("recovering_since", "i8"),  # when the retransmission timer fired
         ("last_send", "i8"),  # its newest entry in the log, -1 = none
         ("holes", "i4"),  # its first hole, -1 = none
         ("next_seq", "u4"),  # end of the highest byte it sent
@@ -540,6 +541,16 @@ def judge_hole(memory, p, me, hole):
 
 
 @kernel
+def timer_evidence(memory, p, previous):
+    """A timer fired; and waited longer than the time before, if it did."""
+    if previous >= 0:
+        earlier = memory.sends[previous % MOST_SENDS]
+        if earlier["attempt"] and 2 * (p["ts"] - earlier["ts"]) >= 3 * earlier["delay"]:
+            return EVIDENCE_TIMER | EVIDENCE_BACKOFF
+    return EVIDENCE_TIMER
+
+
+@kernel
 def judge_resend(memory, p, me, end, previous):
     """Bytes seen before and not acknowledged: why were they sent again? (kind, confidence, evidence)"""
     seq = p["tcp_seq"]
@@ -554,13 +565,13 @@ def judge_resend(memory, p, me, end, previous):
         delay = p["ts"] - earlier["ts"]
         rto = max(me["srtt"] + 4 * me["rttvar"], RTO_MIN_NS)
         oldest = not me["has_una"] or (ahead(seq, me["una"]) <= 0 and ahead(end, me["una"]) > 0)
+        if me["recovering"] and earlier["ts"] < me["recovering_since"]:
+            return KIND_RTO_RECOVERY, CONFIDENCE_MEDIUM, evidence
         if oldest and 10 * delay >= 9 * rto:
-            evidence |= EVIDENCE_TIMER
-            if earlier["attempt"] and 2 * delay >= 3 * earlier["delay"]:
-                evidence |= EVIDENCE_BACKOFF
             me["recovering"] = 1
+            me["recovering_since"] = p["ts"]
             me["recovery_end"] = me["next_seq"]
-            return KIND_RTO, CONFIDENCE_HIGH, evidence
+            return KIND_RTO, CONFIDENCE_HIGH, evidence | timer_evidence(memory, p, previous)
         if me["recovering"]:
             return KIND_RTO_RECOVERY, CONFIDENCE_MEDIUM, evidence
         if not reported and me["dup_acks"] == 0 and end == me["next_seq"] and me["srtt"]:
@@ -602,9 +613,10 @@ def judge_old(memory, p, me, end, previous):
         return KIND_NETWORK_DUPLICATE, CONFIDENCE_HIGH, EVIDENCE_IP_ID
     if flags & SYN:
         kind = KIND_SYNACK if flags & ACK else KIND_SYN
-        return kind, CONFIDENCE_HIGH if previous >= 0 else CONFIDENCE_MEDIUM, 0
+        return kind, CONFIDENCE_HIGH if previous >= 0 else CONFIDENCE_MEDIUM, timer_evidence(memory, p, previous)
     if flags & FIN and p["payload_length"] == 0:
-        return KIND_FIN, CONFIDENCE_HIGH if previous >= 0 else CONFIDENCE_MEDIUM, 0
+        confidence = CONFIDENCE_HIGH if previous >= 0 else CONFIDENCE_MEDIUM
+        return KIND_FIN, confidence, timer_evidence(memory, p, previous)
     if me["has_una"] and ahead(end, me["una"]) <= 0:
         return KIND_SPURIOUS, CONFIDENCE_MEDIUM, EVIDENCE_ACKED
     hole = find_hole(memory, me, p["tcp_seq"])
@@ -654,8 +666,6 @@ def judge_sent(memory, p, me, you, verdict):
     if position < 0:
         previous = find_send(memory, me, seq)
         kind, confidence, evidence = judge_old(memory, p, me, end, previous)
-        if kind == KIND_NETWORK_DUPLICATE:
-            verdict["tcp_segments"] = 0
         resent = tcp_segments if is_retransmission(kind) else np.int64(0)
         event = add_event(memory, p, p["from_orig"], kind, confidence, evidence, seq, length, resent, previous)
         verdict["retransmitted"] = resent
@@ -695,6 +705,7 @@ def judge_packet(memory, data, p, me, you, verdict):
     if probe:
         evidence = EVIDENCE_PEER_WINDOW if probe == KIND_ZERO_WINDOW_PROBE else EVIDENCE_TIMER
         length = np.int64(p["payload_length"])
+        verdict["tcp_segments"] = length
         event = add_event(memory, p, p["from_orig"], probe, CONFIDENCE_HIGH, evidence, p["tcp_seq"], length, 0, -1)
     elif p["payload_length"] or p["tcp_flags"] & (SYN | FIN):
         event = judge_sent(memory, p, me, you, verdict)

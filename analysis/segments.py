@@ -113,17 +113,23 @@ class Segment:
         self._conclude(framer, content, stream.damage)
 
     def hash_content(self) -> str:
-        """Read it all only to fill in `content_hash` (and return it). Not for input that can be read only once."""
+        """Read it all only to fill in `content_hash` (and return it); leaves it empty where that can't be done.
+
+        That is: for input that can be read only once, and if the disk fails, which `chunks()` will tell.
+        """
         if self._once:
-            raise ValueError(f"{self.path} can be read only once")
+            return ""
         content = _Content(None)
         buffer = np.empty(1 << 20, np.uint8)
-        stream = self._open()
         try:
-            while filled := stream.readinto(buffer.data):
-                content.update(buffer[:filled])
-        finally:
-            stream.close()
+            stream = self._open()
+            try:
+                while filled := stream.readinto(buffer.data):
+                    content.update(buffer[:filled])
+            finally:
+                stream.close()
+        except OSError:
+            return ""
         self.content_hash = content.hash.hexdigest()
         return self.content_hash
 
@@ -306,7 +312,7 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
 
 def _unique_names(paths: Sequence[str]) -> list[str]:
     """The shortest ends of `paths` (all different), in whole parts, that tell each from all others."""
-    parts = [[STDIN] if path == STDIN else os.path.abspath(path).split("/") for path in paths]
+    parts = [[STDIN] if path == STDIN else _printable(os.path.abspath(path)).split("/") for path in paths]
     depths = [1] * len(paths)
     while True:
         names = ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
@@ -314,6 +320,11 @@ def _unique_names(paths: Sequence[str]) -> list[str]:
         if len(uses) == len(names):
             return names
         depths = [depth + (uses[name] > 1) for name, depth in zip(names, depths, strict=True)]
+
+
+def _printable(text: str) -> str:
+    """Without the surrogates of a file name that is no UTF-8, which can't be stored."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _why(error: OSError) -> str:
@@ -327,7 +338,7 @@ def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: i
         has_packets = bool(counts[COUNTED_PACKETS])
         values: dict[str, object] = {
             "segment": s.name,
-            "path": s.path,
+            "path": _printable(s.path),
             "content_hash": s.content_hash,
             "first_ts": int(counts[COUNTED_FIRST_TS]) if has_packets else now,
             "last_ts": int(counts[COUNTED_LAST_TS]) if has_packets else now,
@@ -348,7 +359,7 @@ def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: i
             "unsealed": s.unsealed,
             "sha256_ok": s.sha256_ok,
             "truncated": s.truncated,
-            "problems": "; ".join(map(str, s.problems)) or None,
+            "problems": _printable("; ".join(map(str, s.problems))) or None,
         }
         for name, column in columns.items():
             column.append(values[name])

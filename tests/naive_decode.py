@@ -1,7 +1,7 @@
 """One frame decoded slowly and plainly with struct: the twin of packets_kernels.
 
-Every header is read through a `Rest`, which raises `CutError` where the snaplen left nothing; that ends the decoding, and
-what was found so far stands. A header that the wire itself had no room for is malformed.
+Every header is read through a `Rest`, which raises `CutError` where the snaplen left nothing; that ends the decoding,
+and what was found so far stands. A header that the wire itself had no room for is malformed.
 """
 
 from __future__ import annotations

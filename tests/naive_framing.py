@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.segments import Segment
 
-TS_LIMIT = 1 << 62
+TS_LIMIT = (1 << 62) - 1
 
 
 class Frame(NamedTuple):

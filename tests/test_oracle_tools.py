@@ -31,6 +31,7 @@ NOT_FOLLOWED = {
     "tunnels/zeek__gtp7_ipv6.pcap": "GTP",
 }
 OTHER_PORTS = {"sctp/zeek__sctp.pcap": "Zeek knows no SCTP and gives it no ports"}
+TUNNEL_PORTS = {"4789", "6081"}
 ANALYZER_LIMIT = {"tunnels/zeek__vxlan.pcap": "X: Zeek gave up the flow's analyzers when its tunnel changed"}
 
 
@@ -56,7 +57,7 @@ def zeek_logs() -> list[Any]:
 
 def without_outer_tunnels(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Zeek logs the UDP flow that carries a tunnel too; here every packet belongs to its innermost flow."""
-    return [row for row in rows if row["id.resp_p"] not in ("4789", "6081")]
+    return [row for row in rows if row["id.resp_p"] not in TUNNEL_PORTS]
 
 
 def as_in_zeek(flow: dict[str, Any], row: dict[str, str]) -> dict[str, str]:
@@ -82,7 +83,7 @@ def test_flows_are_the_connections_of_zeek(capture: str, rows: list[dict[str, st
             row["history"] = row["history"].replace("X", "-")
         ours = as_in_zeek(flows[ends].pop(0), row)
         assert ours == {column: row[column] for column in ours}, ends
-    assert not [ends for ends, left in flows.items() if left]
+    assert not [ends for ends, left in flows.items() if left and ends[3] not in TUNNEL_PORTS]
 
 
 NDPI_FLOW = re.compile(
@@ -103,11 +104,20 @@ def ndpi_packets(path: Path) -> Counter[tuple[Any, ...]]:
 
 
 NDPI_DIFFERS = {
-    "corrupt/ndpi__fuzz-2006-06-26-2594.pcap": "damaged headers: nDPI reads other ports from them",
+    "corrupt/ndpi__fuzz-2006-06-26-2594.pcap": "nDPI drops packets with damaged headers, which are counted here",
+    "corrupt/ndpi__fuzz-2020-02-16-11740.pcap": "the same",
+    "corrupt/ndpi__fuzz-2021-10-13.pcap": "nDPI makes a flow of a packet without a whole IP header",
+    "tcp/ndpi__fix2.pcap": "the mirror port copied packets before and after a router; copies count once here",
+    "tcp/ndpi__rtsp.pcap": "copies at each interface of the host; they count once here",
+    "tcp/ndpi__reasm_segv_anon.pcapng": "GTP is not followed",
+    "tunnels/ndpi__capwap.pcap": "CAPWAP is not followed",
 }
 
 
-@pytest.mark.parametrize(("capture", "path"), [pytest.param(*answer, id=answer[0]) for answer in answers("ndpi", ".out")])
+@pytest.mark.parametrize(
+    ("capture", "path"),
+    [pytest.param(*answer, id=answer[0]) for answer in answers("ndpi", ".out") if answer[0] not in NDPI_DIFFERS],
+)
 def test_packets_each_way_are_those_of_ndpi(capture: str, path: Path) -> None:
     ours: Counter[tuple[Any, ...]] = Counter()
     for flow in analysed_once(oracle.CAPTURES / capture).rows("flows"):
@@ -140,9 +150,9 @@ def test_packets_of_a_community_id_are_those_of_arkime(capture: str, sessions: l
 
 @pytest.mark.parametrize(("capture", "sessions"), arkime_sessions())
 def test_handshakes_take_twice_what_arkime_says(capture: str, sessions: list[dict[str, Any]]) -> None:
-    """Arkime's initRTT is half the time from SYN to ACK, in whole milliseconds."""
+    """Arkime's initRTT is half the time from SYN to ACK, in whole milliseconds; it does not wait for a SYN-ACK."""
     flows = analysed_once(oracle.CAPTURES / capture).rows("flows")
     for session in sessions:
-        if "initRTT" in session:
+        if "initRTT" in session and session["tcpflags"]["syn-ack"]:
             times = [f["handshake_rtt_ns"] for f in flows if f["community_id"] == session["network"]["community_id"]]
             assert session["initRTT"] in [time // 2_000_000 for time in times if time is not None], session["network"]
