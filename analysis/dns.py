@@ -146,7 +146,7 @@ class Dns:
         if self._state[kernels.SINCE_SWEEP] >= kernels.SWEEP_EVERY:
             patience = kernels.UNANSWERED_AFTER_NS
             while self._sweep(patience, kernels.WALK_WITHIN_NS) > OPEN_LIMIT:
-                patience //= 4
+                patience = patience // 4 - 1  # below 0 in the end: everything, should all have one time
             self._state[kernels.SINCE_SWEEP] = 0
         self._collect()
         records = self._transactions[: self._state[kernels.COUNT]]

@@ -269,13 +269,10 @@ def flows_table(
 
 def one_way_icmp(flows: Records) -> npt.NDArray[np.bool_]:
     """Whether an ICMP flow's type has no counterpart, so that its second "port" is the code."""
-    return np.array(
-        [
-            flows_kernels.icmp_counterpart(protocol, kind) < 0
-            for protocol, kind in zip(flows["protocol"].tolist(), flows["orig_port"].tolist(), strict=True)
-        ],
-        np.bool_,
-    )
+    one_way = np.zeros(len(flows), np.bool_)
+    protocols, kinds = (np.ascontiguousarray(flows[name]) for name in ("protocol", "orig_port"))
+    flows_kernels.one_way_icmp(protocols, kinds, one_way)
+    return one_way
 
 
 def is_loss_uncertain(flows: Records, sides: Records) -> npt.NDArray[np.bool_]:

@@ -179,16 +179,18 @@ class Memory(NamedTuple):
 
 
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
+inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only kernels call: compiles in less time."""
 
 
-@kernel
+@inner
 def ahead(x, y):
     """x - y modulo 2^32 as a signed number: positive where x comes after y."""
     distance = (np.int64(x) - np.int64(y)) & 0xFFFFFFFF
     return distance - 0x100000000 if distance >= 0x80000000 else distance
 
 
-@kernel
+@inner
 def forget(memory, index):
     side = memory.sides[index]
     if side["has_next"] or side["has_una"]:
@@ -212,7 +214,7 @@ def forget(memory, index):
     side["recovering"] = 0
 
 
-@kernel
+@inner
 def drop_first_hole(memory, side):
     index = side["holes"]
     side["holes"] = memory.holes[index]["next"]
@@ -220,7 +222,7 @@ def drop_first_hole(memory, side):
     memory.counters[FREE_HOLE] = index
 
 
-@kernel
+@inner
 def take_hole(memory):
     index = memory.counters[FREE_HOLE]
     if index >= 0:
@@ -231,7 +233,7 @@ def take_hole(memory):
     return index
 
 
-@kernel
+@inner
 def open_hole(memory, side, p):
     """[next_seq, seq) was jumped over. Holes are in order of sequence numbers."""
     index = take_hole(memory)
@@ -256,7 +258,7 @@ def open_hole(memory, side, p):
         drop_first_hole(memory, side)
 
 
-@kernel
+@inner
 def find_hole(memory, side, seq):
     index = side["holes"]
     while index >= 0:
@@ -267,7 +269,7 @@ def find_hole(memory, side, seq):
     return index
 
 
-@kernel
+@inner
 def fill_holes(memory, side, start, end):
     """[start, end) is not missing any more. Returns how many bytes of it were."""
     filled = np.int64(0)
@@ -306,7 +308,7 @@ def fill_holes(memory, side, start, end):
     return filled
 
 
-@kernel
+@inner
 def find_send(memory, side, seq):
     """The newest logged packet of this side that carried byte `seq`, -1 = none in reach."""
     at = side["last_send"]
@@ -321,7 +323,7 @@ def find_send(memory, side, seq):
     return np.int64(-1)
 
 
-@kernel
+@inner
 def log_send(memory, side, p, end, previous, event):
     at = memory.counters[SENDS]
     memory.counters[SENDS] += 1
@@ -353,9 +355,9 @@ def log_send(memory, side, p, end, previous, event):
     side["last_send"] = at
 
 
-@kernel
-def add_event(memory, p, from_orig, kind, confidence, evidence, seq, length, tcp_segments, previous):
-    """Appends an event; `previous` is the entry of the send before it in the log, -1 = never seen."""
+@inner
+def add_event(memory, p, from_orig, kind, seq, length):
+    """Appends an event without explanation, and returns where it is."""
     at = memory.counters[EVENTS]
     memory.counters[EVENTS] += 1
     e = memory.events[at]
@@ -373,28 +375,39 @@ def add_event(memory, p, from_orig, kind, confidence, evidence, seq, length, tcp
         e["resp_hi"], e["resp_lo"], e["resp_port"] = p["src_hi"], p["src_lo"], p["src_port"]
     e["from_orig"] = from_orig
     e["kind"] = kind
-    e["confidence"] = confidence
-    e["evidence"] = evidence
+    e["confidence"] = 0
+    e["evidence"] = 0
     e["wireshark_kind"] = WIRESHARK_NOTHING
     e["seq"] = seq
     e["length"] = length
-    e["tcp_segments"] = tcp_segments
+    e["tcp_segments"] = 0
     e["original_segment"] = -1
     e["original_ts"] = 0
     e["original_frame"] = 0
     e["delay"] = 0
     e["attempt"] = 0
-    if previous >= 0:
-        earlier = memory.sends[previous % MOST_SENDS]
-        e["original_ts"] = earlier["original_ts"]
-        e["original_frame"] = earlier["original_frame"]
-        e["original_segment"] = earlier["original_segment"]
-        e["delay"] = p["ts"] - earlier["ts"]
-        e["attempt"] = earlier["attempt"] + 1
     return at
 
 
-@kernel
+@inner
+def explain(memory, event, confidence, evidence):
+    memory.events[event]["confidence"] = confidence
+    memory.events[event]["evidence"] = evidence
+
+
+@inner
+def tell_original(memory, event, previous):
+    """What was resent, from the entry `previous` of the log."""
+    e = memory.events[event]
+    earlier = memory.sends[previous % MOST_SENDS]
+    e["original_ts"] = earlier["original_ts"]
+    e["original_frame"] = earlier["original_frame"]
+    e["original_segment"] = earlier["original_segment"]
+    e["delay"] = e["ts"] - earlier["ts"]
+    e["attempt"] = earlier["attempt"] + 1
+
+
+@inner
 def time_path(side, sample):
     """SRTT and RTTVAR by RFC 6298, section 2."""
     if sample < 0:
@@ -409,7 +422,7 @@ def time_path(side, sample):
     side["min_rtt"] = min(side["min_rtt"], sample)
 
 
-@kernel
+@inner
 def learn_ack(memory, p, me, you, verdict):
     """What the packet's ack says of what its peer `you` sent. Returns where missing bytes began, -1 = none."""
     ack = np.int64(p["tcp_ack"])
@@ -450,14 +463,14 @@ def learn_ack(memory, p, me, you, verdict):
     return gap_start
 
 
-@kernel
+@inner
 def be32(data, at):
     return (
         (np.int64(data[at]) << 24) | (np.int64(data[at + 1]) << 16) | (np.int64(data[at + 2]) << 8) | data[at + 3]
     )
 
 
-@kernel
+@inner
 def learn_sack(memory, data, p, you):
     """SACK blocks (RFC 2018); a first one at or below the ack, or inside the second, is a DSACK (RFC 2883)."""
     for block in range(p["sack_blocks"]):
@@ -476,7 +489,7 @@ def learn_sack(memory, data, p, you):
             you["has_sack"] = 1
 
 
-@kernel
+@inner
 def confirm_spurious(memory, side, seq):
     """The peer got byte `seq` twice: its latest retransmission was not needed."""
     at = find_send(memory, side, seq)
@@ -490,7 +503,7 @@ def confirm_spurious(memory, side, seq):
             e["confidence"] = CONFIDENCE_HIGH
 
 
-@kernel
+@inner
 def learn_offer(p, me, you):
     """MSS, window scale and window that the packet's sender offers."""
     flags = p["tcp_flags"]
@@ -505,7 +518,7 @@ def learn_offer(p, me, you):
     me["raw_window"] = p["tcp_window"]
 
 
-@kernel
+@inner
 def count_segments(p, me, you):
     """How many TCP segments a packet carries: more than one if GSO or GRO made it."""
     length = np.int64(p["payload_length"])
@@ -521,7 +534,7 @@ def count_segments(p, me, you):
     return (length + mss - 1) // mss
 
 
-@kernel
+@inner
 def judge_hole(memory, p, me, hole):
     """Bytes never seen: did the original come late, or was it lost before this point? (kind, confidence, evidence)"""
     by_time = p["ts"] - hole["ts"]
@@ -540,7 +553,7 @@ def judge_hole(memory, p, me, hole):
     return KIND_UNSEEN_ORIGINAL, CONFIDENCE_MEDIUM, EVIDENCE_HOLE | EVIDENCE_TIMER
 
 
-@kernel
+@inner
 def timer_evidence(memory, p, previous):
     """A timer fired; and waited longer than the time before, if it did."""
     if previous >= 0:
@@ -550,7 +563,7 @@ def timer_evidence(memory, p, previous):
     return EVIDENCE_TIMER
 
 
-@kernel
+@inner
 def judge_resend(memory, p, me, end, previous):
     """Bytes seen before and not acknowledged: why were they sent again? (kind, confidence, evidence)"""
     seq = p["tcp_seq"]
@@ -589,7 +602,7 @@ def judge_resend(memory, p, me, end, previous):
     return KIND_UNKNOWN, CONFIDENCE_LOW, evidence
 
 
-@kernel
+@inner
 def is_duplicate(memory, p, previous):
     """The network (or the capture) made a second one of the very same packet."""
     if previous < 0 or p["ip_id"] <= 0:
@@ -605,7 +618,7 @@ def is_duplicate(memory, p, previous):
     )
 
 
-@kernel
+@inner
 def judge_old(memory, p, me, end, previous):
     """The packet begins below what its side has sent already. Returns (kind, confidence, evidence)."""
     flags = p["tcp_flags"]
@@ -625,7 +638,7 @@ def judge_old(memory, p, me, end, previous):
     return judge_resend(memory, p, me, end, previous)
 
 
-@kernel
+@inner
 def judge_probe(p, me, you):
     """Keep-alives and zero-window probes: no news for the peer, sent to hear from it."""
     length = p["payload_length"]
@@ -640,12 +653,12 @@ def judge_probe(p, me, you):
     return KIND_NOTHING
 
 
-@kernel
+@inner
 def is_retransmission(kind):
     return KIND_SYN <= kind <= KIND_UNKNOWN and kind != KIND_OUT_OF_ORDER
 
 
-@kernel
+@inner
 def judge_sent(memory, p, me, you, verdict):
     """A packet with data, SYN or FIN. Returns the event that was added, -1 = none."""
     flags = p["tcp_flags"]
@@ -667,7 +680,11 @@ def judge_sent(memory, p, me, you, verdict):
         previous = find_send(memory, me, seq)
         kind, confidence, evidence = judge_old(memory, p, me, end, previous)
         resent = tcp_segments if is_retransmission(kind) else np.int64(0)
-        event = add_event(memory, p, p["from_orig"], kind, confidence, evidence, seq, length, resent, previous)
+        event = add_event(memory, p, np.int64(p["from_orig"]), kind, seq, length)
+        explain(memory, event, confidence, evidence)
+        if previous >= 0:
+            tell_original(memory, event, previous)
+        memory.events[event]["tcp_segments"] = resent
         verdict["retransmitted"] = resent
         verdict["out_of_order"] = kind == KIND_OUT_OF_ORDER
         fill_holes(memory, me, seq, end)
@@ -687,16 +704,15 @@ def judge_sent(memory, p, me, you, verdict):
     return event
 
 
-@kernel
+@inner
 def judge_packet(memory, data, p, me, you, verdict):
     """One packet of a flow, with whole headers and no RST. Returns the event that speaks of it, -1 = none."""
     if p["tcp_flags"] & ACK:
         gap_start = learn_ack(memory, p, me, you, verdict)
         if gap_start >= 0:
-            missed = verdict["missed_bytes"]
-            add_event(
-                memory, p, not p["from_orig"], KIND_CAPTURE_GAP, CONFIDENCE_HIGH, EVIDENCE_ACKED, gap_start, missed, 0, -1
-            )
+            sender = np.int64(1 - p["from_orig"])
+            event = add_event(memory, p, sender, KIND_CAPTURE_GAP, gap_start, verdict["missed_bytes"])
+            explain(memory, event, CONFIDENCE_HIGH, EVIDENCE_ACKED)
         if p["sack_blocks"]:
             learn_sack(memory, data, p, you)
     learn_offer(p, me, you)
@@ -706,7 +722,8 @@ def judge_packet(memory, data, p, me, you, verdict):
         evidence = EVIDENCE_PEER_WINDOW if probe == KIND_ZERO_WINDOW_PROBE else EVIDENCE_TIMER
         length = np.int64(p["payload_length"])
         verdict["tcp_segments"] = length
-        event = add_event(memory, p, p["from_orig"], probe, CONFIDENCE_HIGH, evidence, p["tcp_seq"], length, 0, -1)
+        event = add_event(memory, p, np.int64(p["from_orig"]), probe, np.int64(p["tcp_seq"]), length)
+        explain(memory, event, CONFIDENCE_HIGH, evidence)
     elif p["payload_length"] or p["tcp_flags"] & (SYN | FIN):
         event = judge_sent(memory, p, me, you, verdict)
     elif not me["has_next"]:
@@ -735,5 +752,5 @@ def classify(data, packets, wireshark_kinds, memory, verdicts):
         if wireshark_kinds[i]:
             if event < 0:
                 length = np.int64(p["payload_length"])
-                event = add_event(memory, p, p["from_orig"], KIND_NOTHING, 0, 0, p["tcp_seq"], length, 0, -1)
+                event = add_event(memory, p, np.int64(p["from_orig"]), KIND_NOTHING, np.int64(p["tcp_seq"]), length)
             memory.events[event]["wireshark_kind"] = wireshark_kinds[i]

@@ -218,8 +218,8 @@ def find_segments(inputs: Sequence[str]) -> tuple[list[Segment], list[Problem]]:
     UsageError for an input that does not exist, PodtapError for a folder that holds no file that may be a capture.
     """
     found: list[Segment] = []
-    problems: list[Problem] = []
-    for path in _expand(inputs):
+    paths, problems = _expand(inputs)
+    for path in paths:
         segment = _identify(path)
         if isinstance(segment, Problem):
             problems.append(segment)
@@ -231,27 +231,33 @@ def find_segments(inputs: Sequence[str]) -> tuple[list[Segment], list[Problem]]:
     return found, problems
 
 
-def _expand(inputs: Sequence[str]) -> list[str]:
+def _expand(inputs: Sequence[str]) -> tuple[list[str], list[Problem]]:
     paths: dict[str, str] = {}
+    problems: list[Problem] = []
     for given in inputs:
-        matches = [given] if given == STDIN or os.path.lexists(given) else glob.glob(given, recursive=True)
+        literal = given == STDIN or os.path.lexists(given)
+        matches = [given] if literal else sorted(glob.glob(given, recursive=True))
         if not matches:
             raise UsageError(f"{given}: no such file or folder")
         for match in matches:
-            for path in _walk(match) if match != STDIN and os.path.isdir(match) else [match]:
+            for path in _walk(match, problems) if match != STDIN and os.path.isdir(match) else [match]:
                 paths.setdefault(path if path == STDIN else os.path.realpath(path), path)
-    return list(paths.values())
+    return list(paths.values()), problems
 
 
-def _walk(folder: str) -> list[str]:
-    """Files below `folder` that may be captures."""
-    paths = []
-    for parent, folders, files in os.walk(folder):
+def _walk(folder: str, problems: list[Problem]) -> list[str]:
+    """Files below `folder` that may be captures; what can't be listed is added to `problems`."""
+    paths: list[str] = []
+    closed: list[Problem] = []
+    for parent, folders, files in os.walk(
+        folder, onerror=lambda error: closed.append(Problem(error.filename, None, _why(error)))
+    ):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         paths += [os.path.join(parent, f) for f in sorted(files) if _may_be_capture(f)]
-    paths = [path for path in paths if os.path.isfile(path)]
-    if not paths:
+    paths = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]  # no pipes, no sockets
+    if not paths and not closed:
         raise PodtapError(f"{folder}: no captures in this folder")
+    problems += closed
     return paths
 
 

@@ -48,22 +48,23 @@ OUT_OF_ORDER_NS = 3_000_000
 MINUS_ONE = 0xFFFFFFFF
 
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
+inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only kernels call: compiles in less time."""
 
 
-@kernel
+@inner
 def before(x, y):
     """Whether x - y is negative as a signed 32-bit number: 2^31 apart, each is before the other."""
     return (np.int64(x) - np.int64(y)) & 0x80000000 != 0
 
 
-@kernel
+@inner
 def shorter(now, then, limit):
     """now - then < limit with unsigned times: a clock that stepped back looks like a very long time."""
-    elapsed = now - then
-    return elapsed >= 0 and (limit < 0 or elapsed < limit)
+    return np.uint64(now - then) < np.uint64(limit)
 
 
-@kernel
+@inner
 def forget_stream(side):
     side["next_time"] = 0
     side["last_ack_time"] = 0
@@ -78,7 +79,7 @@ def forget_stream(side):
     side["was_keep_alive"] = 0
 
 
-@kernel
+@inner
 def learn_bases(p, fwd, rev):
     """Initial sequence numbers, and the ports used anew that they tell."""
     flags = p["tcp_flags"]
@@ -99,7 +100,7 @@ def learn_bases(p, fwd, rev):
         rev["has_base"] = 1
 
 
-@kernel
+@inner
 def learn_rtt(p, a):
     flags = p["tcp_flags"]
     if flags & (SYN | ACK) == SYN:
@@ -108,7 +109,7 @@ def learn_rtt(p, a):
         a["first_rtt"] = p["ts"] - a["syn_time"]
 
 
-@kernel
+@inner
 def judge_ack(p, length, plain, fwd, rev):
     """[7] and [8]: counts duplicate ACKs; an answer to a keep-alive is none."""
     repeats = plain and length == 0 and p["tcp_seq"] == fwd["next_seq"] and p["tcp_ack"] == fwd["last_ack"]
@@ -116,7 +117,7 @@ def judge_ack(p, length, plain, fwd, rev):
         fwd["dup_acks"] = 1 if fwd["dup_acks"] == MINUS_ONE else fwd["dup_acks"] + 1
 
 
-@kernel
+@inner
 def judge_data(p, length, fwd, rev, first_rtt):
     """[11]: the packet has data, SYN or FIN."""
     seq = np.int64(p["tcp_seq"])

@@ -41,6 +41,8 @@ class Seen:
     interface: int
     direction: str | None
     number: int = 0
+    known: dict[str, Any] = field(default_factory=dict)
+    """What its author knows of the packet inside, by the columns of the packets table."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class Point:
     encapsulation: str | None = None
     orig_vni: int | None = None
     resp_vni: int | None = None
+    outer_ips: tuple[str | None, str | None] = (None, None)
+    """Tunnel ends on orig's and on resp's side."""
 
 
 def ethernet(orig_mac: str, resp_mac: str, **keywords: Any) -> Point:
@@ -202,6 +206,7 @@ def tunnelled(point: Point, outer: Point, ends: tuple[str, str], port: int, head
         orig=wrap(point.orig, outer.orig, ends[0], ends[1], header[0]),
         resp=wrap(point.resp, outer.resp, ends[1], ends[0], header[1]),
         encapsulation=name,
+        outer_ips=ends,
         orig_vni=header[0].vni,
         resp_vni=header[1].vni,
     )

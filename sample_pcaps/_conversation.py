@@ -75,12 +75,25 @@ class Conversation:
                 else (point.resp, point.resp_direction, point.resp_delay)
             )
             seen = self.capture.see(at + delay, wrap(packet), point.interface, direction)
+            seen.known = self._known(who, point, flow)
             crossed.append(seen)
             flow[f"{who}_packets"] += 1
             flow[f"{who}_ip_bytes"] += len(packet)
             flow["first_seen"] = min(flow.get("first_seen", seen.ts), seen.ts)
             flow["last_seen"] = max(flow.get("last_seen", seen.ts), seen.ts)
         return crossed
+
+    def _known(self, who: str, point: Point, flow: dict[str, Any]) -> dict[str, Any]:
+        direction, vni = (
+            (point.orig_direction, point.orig_vni) if who == "orig" else (point.resp_direction, point.resp_vni)
+        )
+        known = {"interface": flow["interface"], "direction": direction, "protocol": self.protocol}
+        known |= {"encapsulation": point.encapsulation, "vni": vni}
+        for end, side in (("src", who), ("dst", OTHER[who])):
+            known[f"{end}_ip"] = flow[f"{side}_ip"]
+            known[f"{end}_port"] = None if self.protocol.startswith("ICMP") else flow[f"{side}_port"]
+            known[f"outer_{end}_ip"] = point.outer_ips[side == "resp"]
+        return known
 
     def add(self, name: str, amount: int) -> None:
         for flow in self.flows:
@@ -186,9 +199,13 @@ class Story:
 
     def truth(self) -> dict[str, list[dict[str, Any]]]:
         """Plain rows of the tables, in time order; frame numbers are those of the written file."""
-        self.capture.number()
+        packets = [
+            {"frame_number": one.number, "ts": one.ts, "length": len(one.frame), **one.known}
+            for one in self.capture.number()
+        ]
         flows = [flow for one in self.conversations for flow in one.flows if "first_seen" in flow]
         return {
+            "packets": packets,
             "flows": sorted(flows, key=lambda flow: (flow["first_seen"], str(flow["interface"]))),
             "retransmits": sorted((one.truth() for one in self.retransmits), key=lambda row: row["frame_number"]),
             "dns": [{name: number(value) for name, value in row.items()} for row in self.dns],

@@ -11,8 +11,16 @@ from _tcp import Connection
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
-IFINDEXES = {"veth": 7, "cni0": 5, "flannel.1": 4, "eth0": 2}
-STORY = Story(Capture(utc("2026-03-14T14:09:00"), tuple(map(Interface, IFINDEXES)), SLL2, snaplen=200))
+IFINDEXES = {"veth6e1a0b2c": 7, "cni0": 5, "flannel.1": 4, "eth0": 2}
+"""SLL2 names no interface, only its number: so does podtap."""
+STORY = Story(
+    Capture(
+        utc("2026-03-14T14:09:00"),
+        tuple(Interface(f"if{ifindex}") for ifindex in IFINDEXES.values()),
+        SLL2,
+        snaplen=200,
+    )
+)
 
 
 def cooked(point: Point, name: str, orig_direction: str, delay: int) -> Point:
@@ -28,7 +36,7 @@ def cooked(point: Point, name: str, orig_direction: str, delay: int) -> Point:
 
     return Point(
         orig, resp, list(IFINDEXES).index(name), orig_direction, resp_direction, delay, -delay,
-        encapsulation=point.encapsulation, orig_vni=point.orig_vni, resp_vni=point.resp_vni,
+        encapsulation=point.encapsulation, orig_vni=point.orig_vni, resp_vni=point.resp_vni, outer_ips=point.outer_ips,
     )  # fmt: skip
 
 
@@ -42,7 +50,7 @@ WRAPPED = tunnelled(
     (VXLAN(vni=1, flags=8), VXLAN(vni=1, flags=8)),
 )
 POINTS = (
-    cooked(BRIDGED, "veth", IN, 0),
+    cooked(BRIDGED, "veth6e1a0b2c", IN, 0),
     cooked(BRIDGED, "cni0", IN, 2 * US),
     cooked(ROUTED, "flannel.1", OUT, 5 * US),
     cooked(WRAPPED, "eth0", OUT, 8 * US),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from _capture import MS, US, Capture, ethernet, utc
+from _capture import MS, US, Capture, Seen, ethernet, utc
 from _conversation import Conversation, Datagrams, Side, Story
 from _shop import CHECKOUT, CUSTOMER, FRONTEND, NODE_1
 from scapy.layers.inet import ICMP, IP
@@ -26,10 +26,14 @@ class Icmp(Conversation):
         STORY.conversations.append(self)
         self.state("OTH")
 
-    def send(self, who: str, at: int, message: Packet, body: int) -> None:
+    def send(self, who: str, at: int, message: Packet, body: int, quoted: Seen | None = None) -> None:
+        """`quoted`: the packet that this error is about."""
         me, peer = (self.sides[who], self.sides["resp" if who == "orig" else "orig"])
         self.add(f"{who}_bytes", body)
-        self.pass_by(who, at, me.header(peer) / message)
+        [seen] = self.pass_by(who, at, me.header(peer) / message)
+        seen.known |= {"icmp_type": message.type, "icmp_code": message.code}
+        for name in ("protocol", "src_ip", "src_port", "dst_ip", "dst_port"):
+            seen.known[f"quoted_{name}"] = quoted.known[name] if quoted else None
 
 
 def ping(at: int) -> None:
@@ -45,14 +49,14 @@ def ping(at: int) -> None:
         at += 1_000 * MS
 
 
-def probe(at: int, target: str, port: int, payload: bytes, ttl: int = 64) -> bytes:
-    """One datagram towards `target`; returns its IP packet as a router on the way would quote it, TTL used up."""
+def probe(at: int, target: str, port: int, payload: bytes, ttl: int = 64) -> tuple[Seen, bytes]:
+    """One datagram towards `target`; returns it, and as a router on the way would quote it, its TTL used up."""
     talk = Datagrams(STORY.capture, Side(FRONTEND.ip, 50_123, ip_id=port), Side(target, port), (VETH,))
     STORY.conversations.append(talk)
     seen = talk.send("orig", at, payload, ttl=ttl)[0]
     packet = IP(seen.frame[14:])
     packet.ttl, packet.chksum = 1, None
-    return bytes(packet)
+    return seen, bytes(packet)
 
 
 def traceroute(at: int) -> None:
@@ -65,20 +69,20 @@ def traceroute(at: int) -> None:
     port = 33_434
     for ttl, hop in enumerate([*routers, TARGET], start=1):
         for _ in range(2):
-            quote = probe(at, TARGET, port, bytes(32), ttl)
+            seen, quote = probe(at, TARGET, port, bytes(32), ttl)
             if hop == TARGET:
-                target.send("orig", at + ttl * 900 * US, ICMP(type=3, code=3) / Raw(quote), len(quote))
+                target.send("orig", at + ttl * 900 * US, ICMP(type=3, code=3) / Raw(quote), len(quote), seen)
             elif port != 33_437:
-                routers[hop].send("orig", at + ttl * 900 * US, ICMP(type=11, code=0) / Raw(quote[:28]), 28)
+                routers[hop].send("orig", at + ttl * 900 * US, ICMP(type=11, code=0) / Raw(quote[:28]), 28, seen)
             port += 1
             at += 60 * MS
 
 
 def too_big(at: int) -> None:
     """A datagram that may not be fragmented does not fit a link with an MTU of 1400."""
-    quote = probe(at, CUSTOMER, 4_433, bytes(1_420))
+    seen, quote = probe(at, CUSTOMER, 4_433, bytes(1_420))
     router = Icmp("192.168.10.1", FRONTEND.ip, (3, 4), ttl=63)
-    router.send("orig", at + 700 * US, ICMP(type=3, code=4, nexthopmtu=1_400) / Raw(quote[:548]), 548)
+    router.send("orig", at + 700 * US, ICMP(type=3, code=4, nexthopmtu=1_400) / Raw(quote[:548]), 548, seen)
 
 
 ping(100 * MS)

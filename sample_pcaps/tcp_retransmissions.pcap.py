@@ -7,7 +7,7 @@ from typing import Any
 
 from _capture import MS, US, Capture, ethernet, utc
 from _conversation import Story
-from _shop import CHECKOUT, DATABASE, FRONTEND, NODE_1
+from _shop import CART, CHECKOUT, DATABASE, FRONTEND, NODE_1
 from _tcp import Connection
 
 DATA = 1398  # MSS 1410 less 12 bytes of timestamps
@@ -178,9 +178,9 @@ def network_duplicate(at: int) -> None:
 
 
 def keep_alive(at: int) -> None:
-    """An idle connection with Go's keep-alive of 15 s."""
-    c = connection(40012, DATABASE.ip, DATABASE.port)
-    at = c.exchange(c.handshake(at) + 50 * US, b"Q\0\0\0\rSELECT 1\0", 64)
+    """An idle connection with Go's keep-alive of 15 s, to a pod whose address was a finished Job's before."""
+    c = connection(40012, CART.ip, CART.port)
+    at = c.exchange(c.handshake(at) + 50 * US, b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n")
     for _ in range(2):
         at += 15_104 * MS
         c.probe("orig", at, "keep_alive")

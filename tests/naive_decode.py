@@ -99,7 +99,7 @@ def _link(packet: Fields, rest: Rest, link_type: int) -> tuple[int, Rest]:
         return _vlan_tags(packet, rest.number("H", 14), rest.after(16))
     if link_type == layout.LINKTYPE_SLL2:
         rest.need(20)
-        packet["ifindex"] = rest.number("I", 4)
+        packet["ifindex"] = rest.number("I", 4) & 0x7FFFFFFF  # -1 means that there is none
         packet["direction"] = layout.DIRECTION_OUT if rest.number("B", 10) == 4 else layout.DIRECTION_IN
         packet["l2_source"] = rest.number("Q", 12)
         return _vlan_tags(packet, rest.number("H"), rest.after(20))

@@ -711,3 +711,16 @@ def test_many_messages_are_swept_without_a_change_to_what_is_near() -> None:
     answered, unanswered, unmatched = np.bincount(status, minlength=3)
     assert (answered, unanswered, unmatched) == (count - (count + 9) // 10, (count + 9) // 10, 0)
     assert np.count_nonzero(before_the_end["status"] == 1) > 0, "5 minutes without an answer need no end of recording"
+
+
+def test_a_flood_of_queries_is_not_kept_for_5_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.dns.OPEN_LIMIT", 1000)
+    source = Capture()
+    source.query(0)
+    packets = np.repeat(source.packets[0], SWEEP_EVERY + 1)
+    packets["flow_uid"] = np.arange(1, SWEEP_EVERY + 2)
+    dns = Dns()
+    dns.feed(np.frombuffer(source.data, np.uint8), packets)
+    assert len(dns.rows()) == SWEEP_EVERY
+    dns.finish()
+    assert len(dns.rows()) == 1
