@@ -30,21 +30,23 @@ ARP_NAME: Final = 256
 
 def bitmap(valid: npt.NDArray[np.bool_]) -> pa.Buffer:
     """Arrow's validity bitmap; shared by all columns that are null in the same rows."""
-    return pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.py_buffer(np.packbits(valid, bitorder="little").data)
 
 
 def numbers(values: Values, type_: pa.DataType, validity: pa.Buffer | None = None) -> Column:
     """A fixed-width column; `values` are cast to the type's width without a look at what null rows hold."""
     width = np.dtype(type_.to_pandas_dtype()) if not pa.types.is_timestamp(type_) else np.dtype(np.int64)
     values = np.ascontiguousarray(values, dtype=width)
-    return pa.Array.from_buffers(type_, len(values), [validity, pa.py_buffer(values)])
+    return pa.Array.from_buffers(type_, len(values), [validity, pa.py_buffer(values.data)])
 
 
 def times(values: Values, validity: pa.Buffer | None = None) -> Column:
+    """Nanoseconds since 1970 as schemas.TIME."""
     return numbers(values, TIME, validity)
 
 
 def flags(values: Values) -> Column:
+    """Booleans."""
     return pa.Array.from_buffers(pa.bool_(), len(values), [None, bitmap(values.astype(bool))])
 
 
@@ -67,7 +69,9 @@ def some_names(index: Values, words: Sequence[str | None]) -> Column:
 def fixed_text(text: npt.NDArray[np.uint8], width: int) -> Column:
     """Strings that all have `width` bytes."""
     offsets = np.arange(0, len(text) + 1, width, dtype=np.int32)
-    return pa.Array.from_buffers(pa.string(), len(text) // width, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    return pa.Array.from_buffers(
+        pa.string(), len(text) // width, [None, pa.py_buffer(offsets.data), pa.py_buffer(text.data)]
+    )
 
 
 def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -76,11 +80,13 @@ def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDAr
     table = np.full(1 << max(4, (2 * count).bit_length()), -1, np.int32)
     index = np.empty(count, np.int32)
     firsts = np.empty(count, np.int64)
-    found = number_values(np.ascontiguousarray(high), np.ascontiguousarray(low), table, index, firsts)
+    with np.errstate(over="ignore"):  # a hash wraps; only without the JIT compiler would NumPy say so
+        found = number_values(np.ascontiguousarray(high), np.ascontiguousarray(low), table, index, firsts)
     return index, firsts[:found]
 
 
 def uid_text(values: Values) -> Column:
+    """Ids (uint64) as sixteen hexadecimal digits each."""
     text = np.empty(16 * len(values), np.uint8)
     write_hex(np.ascontiguousarray(values), text)
     return fixed_text(text, 16)

@@ -290,7 +290,7 @@ def find_block(data: Bytes, position: int, big: bool, final: bool) -> tuple[bool
         kind = _u32(data, position, big)
         total = _u32(data, position + 4, big)
         known = kind == SECTION_HEADER or 0 < kind <= ENHANCED_PACKET
-        if known and total % 4 == 0 and MIN_BLOCK_BYTES <= total <= MAX_BLOCK_BYTES:
+        if known and MIN_BLOCK_BYTES <= total <= MAX_BLOCK_BYTES:
             if total > end - position:
                 if not final:
                     return False, position

@@ -223,11 +223,8 @@ def clustered(table: str, rows: pa.Table) -> pa.Table:
     """Rows in the order that lets a pod filter skip row groups: flows of the same pods side by side."""
     if table != "flows" or len(rows) <= FILTERED_ROW_GROUP_ROWS:
         return rows
-    keys = [pc.fill_null(rows[name].cast(pa.string()), "") for name in ("orig_namespace", "orig_pod", "orig_ip")]
-    order = pc.sort_indices(
-        pa.table([*keys, rows["first_seen"]], names=["a", "b", "c", "d"]),
-        sort_keys=[(name, "ascending") for name in "abcd"],
-    )
+    keys = ("orig_namespace", "orig_pod", "orig_ip", "first_seen")
+    order = pc.sort_indices(_plain(rows.select(keys)), sort_keys=[(key, "ascending") for key in keys])
     return rows.take(order)
 
 
@@ -250,4 +247,5 @@ def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], 
 
 def _plain(rows: pa.Table) -> pa.Table:
     """The rows with their words instead of indexes into dictionaries, to compare them."""
-    return pa.table({f.name: rows[f.name].cast(pa.string()) if f.type == NAME else rows[f.name] for f in rows.schema})
+    types = [(f.name, pa.string() if f.type == NAME else f.type) for f in rows.schema]
+    return rows.cast(pa.schema(types))

@@ -465,9 +465,7 @@ def learn_ack(memory, p, me, you, verdict):
 
 @inner
 def be32(data, at):
-    return (
-        (np.int64(data[at]) << 24) | (np.int64(data[at + 1]) << 16) | (np.int64(data[at + 2]) << 8) | data[at + 3]
-    )
+    return (np.int64(data[at]) << 24) | (np.int64(data[at + 1]) << 16) | (np.int64(data[at + 2]) << 8) | data[at + 3]
 
 
 @inner

@@ -126,7 +126,7 @@ class Datagrams(Conversation):
         header = me.header(peer)
         whole = bytes(header / UDP(sport=me.port, dport=peer.port) / Raw(payload))[len(header) :]
         pieces = [(at_byte, whole[at_byte : at_byte + 1424]) for at_byte in range(0, len(whole), 1424)]
-        seen = []
+        seen: list[Seen] = []
         for place, index in enumerate(order or range(len(pieces))):
             offset, piece = pieces[index]
             more = index < len(pieces) - 1
@@ -136,7 +136,11 @@ class Datagrams(Conversation):
             else:
                 packet = header.copy() / Raw(piece)
                 packet.flags, packet.frag, packet.proto = ("MF" if more else 0), offset // 8, 17
-            seen += self.pass_by(who, at + place * 8_000, packet)
+            crossed = self.pass_by(who, at + place * 8_000, packet)
+            if not any(one.known["src_port"] for one in seen) and index > 0:
+                for one in crossed:  # it overtook the first fragment, which alone names the ports
+                    one.known |= {"src_port": None, "dst_port": None}
+            seen += crossed
         self.count(who, len(payload))
         return seen
 

@@ -26,10 +26,11 @@ def lookup(at: int) -> None:
 
 
 def upload(at: int) -> None:
-    """The second of five packets is lost; there is no IP id to tell the sends apart."""
-    c = Connection(STORY, (CLIENT, 46002), (SERVER, 8080), (VETH,), mss=MSS)
+    """A pod ships its log; the second of five packets is lost. There is no IP id to tell the sends apart."""
+    c = Connection(STORY, (CLIENT, 46002), (SERVER, 24_224), (VETH,), mss=MSS)
     at = c.handshake(at) + 50 * US
-    sent = [c.send("orig", at + i * 12 * US, MSS - 12, lost=True) for i in range(5)]
+    body = b"<14>one line of a log; " * 60
+    sent = [c.send("orig", at + i * 12 * US, body[: MSS - 12], lost=True) for i in range(5)]
     for i in (0, 2, 3, 4):
         c.arrive(sent[i])
         c.ack("resp", at + c.rtt + i * 12 * US)

@@ -207,9 +207,9 @@ def _block(content: bytes, at: int, order: str) -> tuple[bytes | None, bool]:
 
 
 def _known(content: bytes, at: int, order: str) -> bool:
-    kind, size = struct.unpack(order + "II", content[at : at + 8])
+    kind = struct.unpack(order + "I", content[at : at + 4])[0]
     block, sane = _block(content, at, order)
-    return (kind in range(1, 7) or kind == 0x0A0D0D0A) and size % 4 == 0 and sane and block is not None
+    return (kind in range(1, 7) or kind == 0x0A0D0D0A) and sane and block is not None
 
 
 def _packet(kind: int, body: bytes, order: str, interface: _Interface, previous_ts: int) -> Frame | None:

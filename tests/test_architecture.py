@@ -84,7 +84,8 @@ def test_a_test_marked_kernel_imports_the_kernels_or_their_wrapper(path: Path) -
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_a_module_fits_the_head(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    assert lines <= 500
+    # Numba's cache watches the file of a kernel only, so what it calls has to be in the same one.
+    assert lines <= (800 if path in KERNELS else 500)
 
 
 def test_the_contract_imports_the_standard_library_only() -> None:

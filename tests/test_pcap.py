@@ -132,6 +132,15 @@ def test_garbage_at_the_end_is_said_and_is_no_packet(segment: Segment) -> None:
     assert "nothing readable follows" in segment.problems[0].message
 
 
+def test_records_of_another_day_are_no_continuation(segment: Segment) -> None:
+    """A capture may carry another one, in a download: only this one's own records are taken up again."""
+    bad = struct.pack("<IIII", 0, 0, 0x7FFFFFFF, 0)
+    inner = b"".join(record(1_600_000_000 + i, 0, b"inner") for i in range(5))
+    outer = b"".join(record(1_700_000_000 + i, 0, b"outer") for i in range(5))
+    read = rewritten(segment, file_header() + outer + bad + inner + outer)
+    assert [f.packet for f in read.frames] == [b"outer"] * 10
+
+
 def test_a_packet_as_long_as_a_large_snaplen_is_read_in_small_chunks(segment: Segment) -> None:
     packet = bytes(500_000)  # BIG TCP
     content = file_header(snaplen=524_288) + record(1, 0, packet) + record(2, 0, b"a")

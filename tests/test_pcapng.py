@@ -100,7 +100,7 @@ def random_capture(seed: int, sections: int = 3, packets: int = 6) -> bytes:
             elif kind == 2:
                 w.block(rng.choice((4, 10, 0xBAD, 0x80000001)), rng.randbytes(rng.randrange(30)))
             else:
-                options = {2: w.pack("I", rng.getrandbits(32)), 4000: b"x"} if kind == 3 else {}
+                options = {4000: b"x", 2: w.pack("I", rng.getrandbits(32))} if kind == 3 else {}
                 w.enhanced(interface, ticks, packet, len(packet) + kind, options)
         content += w.content
     return content

@@ -151,6 +151,17 @@ def test_members_and_frames_follow_each_other(tmp_path: Path, compression: str) 
     assert segment.problems == []
 
 
+def test_the_magic_of_a_member_may_lie_across_two_reads() -> None:
+    def stream(first: int) -> bytes:
+        return gzip.compress(random.Random(1).randbytes(first), mtime=0)
+
+    first = next(n for n in range(4000, 4200) if (len(stream(n)) - 6) % 4096 == 4095)
+    buffer = bytearray(10_000)
+    content = ContentStream(io.BytesIO(stream(first) + gzip.compress(b"second")))
+    assert buffer[: content.readinto(memoryview(buffer))].endswith(b"second")
+    assert content.damage is None
+
+
 def test_zeros_that_pad_a_gzip_are_no_damage(tmp_path: Path) -> None:
     segment = only(write(tmp_path / "a", gzip.compress(capture()) + bytes(10_000)))
     assert (count(segment), segment.problems) == (3, [])
