@@ -37,13 +37,8 @@ ROW_GROUP_ROWS: Final = {"packets": 1 << 20}
 FILTERED_ROW_GROUP_ROWS: Final = 1 << 15
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
-NOT_REPEATING: Final = {
-    "packets": frozenset(["ts", "file_offset", "frame_number", "tcp_seq", "tcp_ack", "tcp_tsval", "ip_id"]),
-    "flows": frozenset(["flow_uid", "community_id", "first_seen", "last_seen"]),
-    "flow_minutes": frozenset(["flow_uid", "first_ts", "last_ts"]),
-    "retransmits": frozenset(["ts", "frame_number", "seq", "original_ts", "original_frame", "delay_ns"]),
-}
-"""Columns in which a dictionary would only cost time. Of the rest, pyarrow gives up those that do not pay."""
+STEADY: Final = frozenset(["ts", "file_offset", "frame_number"])
+"""Columns of packets that grow from row to row: only their steps are written."""
 
 
 @dataclass
@@ -209,14 +204,17 @@ def _row_group_rows(table: str) -> int:
 
 
 def _writer_options(table: str) -> dict[str, Any]:
-    skipped = NOT_REPEATING.get(table, frozenset())
+    """Dictionaries for what repeats. Of packets, only the time has statistics: others would not pay."""
     schema = TABLES[table].schema
-    return {
+    options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 1,
-        "use_dictionary": [field.name for field in schema if field.name not in skipped],
-        "write_statistics": True,
+        "use_dictionary": [field.name for field in schema if field.type == NAME],
     }
+    if table == "packets":
+        options["write_statistics"] = ["ts"]
+        options["column_encoding"] = dict.fromkeys(STEADY, "DELTA_BINARY_PACKED")
+    return options
 
 
 def clustered(table: str, rows: pa.Table) -> pa.Table:

@@ -78,7 +78,13 @@ def service_item(service: Service) -> dict[str, Any]:
         kind, status = "LoadBalancer", {"ingress": [{"ip": service.load_balancer, "ipMode": "VIP"}]}
         ports[0]["nodePort"] = service.node_port
     families = ["IPv6" if ":" in ip else "IPv4" for ip in ips]
-    spec: dict[str, Any] = {"type": kind, "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families, "ports": ports}
+    spec: dict[str, Any] = {
+        "type": kind,
+        "clusterIP": ips[0],
+        "clusterIPs": ips,
+        "ipFamilies": families,
+        "ports": ports,
+    }
     if service.name != "kubernetes":
         spec["selector"] = {"k8s-app" if service.namespace == "kube-system" else "app": service.name}
     return item(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 MILLISECOND = 1_000_000
 SECOND = 1000 * MILLISECOND
@@ -133,6 +132,8 @@ def _learn_ack(p: Packet, me: Side, you: Side, verdict: Verdict) -> None:
 
 
 def _time_path(side: Side, sample: int) -> None:
+    if sample < 0:  # the clock stepped back
+        return
     if side.srtt == 0:
         side.srtt, side.rttvar, side.min_rtt = max(sample, 1), sample // 2, sample
         return

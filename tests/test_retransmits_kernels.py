@@ -78,7 +78,9 @@ def conversation(random_: random.Random) -> list[Packet]:
     now, sent, acked, stamp, ip_id = SECOND, [0, 0], [0, 0], 100, 1000
     stamps, ids, packets = random_.random() < 0.5, random_.random() < 0.5, []
     if random_.random() < 0.7:
-        packets += [Packet(now, True, 0, 0, 0, SYN), Packet(now + MILLISECOND, False, 0, 1, 0, SYN | ACK)]
+        syns = [Packet(now + again * SECOND, True, 0, 0, 0, SYN) for again in range(random_.choice((1, 1, 2, 3)))]
+        now = syns[-1].ts + MILLISECOND
+        packets += [*syns, Packet(now, False, 0, 1, 0, SYN | ACK)]
         sent = [1, 1]
     for _ in range(random_.randrange(3, 50)):
         now += random_.choice(TIMES)

@@ -45,7 +45,8 @@ def module(file: str) -> ModuleType:
 
 
 def truth(sample: str, table: str) -> Rows:
-    return module(f"{sample}.py").TRUTH[table]
+    rows: Rows = module(f"{sample}.py").TRUTH[table]
+    return rows
 
 
 def rows_of(lake: Path, table: str) -> Rows:
