@@ -65,11 +65,13 @@ def analyze(
     """
     from rich.console import Console
 
-    from analysis.pipeline import analyze as analyze_captures
+    from analysis import pipeline
     from analysis.progress import shown_progress
 
+    if pipeline.must_compile():
+        click.echo("first run on this machine: compiling, which takes about 20 s once", err=True)
     with shown_progress(Console(stderr=True)) as progress:
-        summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
+        summary = pipeline.analyze(inputs, lake, metadata, jobs, vxlan_ports, progress)
     if summary.unchanged:
         click.echo(f"nothing new: all of this is in {lake} already", err=True)
     else:

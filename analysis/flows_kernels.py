@@ -20,6 +20,7 @@ from analysis.layout import (
     ICMPV6,
     NANOSECONDS,
     RST,
+    SCTP,
     STARTS_AFRESH,
     STARTS_AFTER_IDLE,
     STARTS_NOTHING,
@@ -110,7 +111,27 @@ def mix(h, value):
 
 SERVER_PORTS = np.array(
     [
-        *(1080, 1434, 1812, 1883, 2123, 2152, 2379, 2380, 3128, 3268, 3306, 3389, 4011, 4240, 4244, 4789, 5060, 5072),
+        *(
+            1080,
+            1434,
+            1812,
+            1883,
+            2123,
+            2152,
+            2379,
+            2380,
+            3128,
+            3268,
+            3306,
+            3389,
+            3544,
+            4011,
+            4240,
+            4244,
+            4789,
+            5060,
+            5072,
+        ),
         *(5222, 5223, 5269, 5353, 5355, 5432, 6081, 6379, 6443, 6666, 6667, 6668, 6669, 8000, 8080, 8443, 8888, 9090),
         *(9092, 9153, 9200, 10250, 11211, 20000, 27017),
     ],
@@ -343,7 +364,7 @@ def mark_copy(p, recent, first, me, mixed):
 
     The same headers and IPv4 id within COPY_WINDOW_NS, but another link-layer source, TTL or encapsulation, which no
     retransmission or network duplicate has. Where one file mixes all interfaces, a bridge shows them unchanged: there
-    a non-zero id is enough.
+    a non-zero id is enough (but for SCTP, whose senders use few).
     """
     signature = mix(np.uint64(p["ip_id"] + 1), (np.uint64(p["tcp_seq"]) << np.uint64(32)) | np.uint64(p["tcp_ack"]))
     signature = mix(signature, (np.uint64(p["payload_length"]) << np.uint64(32)) | np.uint64(p["tsval"]))
@@ -356,7 +377,7 @@ def mark_copy(p, recent, first, me, mixed):
         for k in range(RECENT_PACKETS):
             before = recent[first + k]
             if before["signature"] == signature and abs(p["ts"] - before["ts"]) < COPY_WINDOW_NS:
-                if before["look"] != look or (mixed and has_id):
+                if before["look"] != look or (mixed and has_id and p["protocol"] != SCTP):
                     p["is_copy"] = 1
                     return
     entry = recent[first + np.int64(me["recent_at"])]

@@ -222,6 +222,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def replace(**functions: Callable[..., Any]) -> None:
         fake = ModuleType("analysis.pipeline")
+        functions = {"must_compile": lambda: False, **functions}
         for name, function in functions.items():
             setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, "analysis.pipeline", fake)
