@@ -65,13 +65,14 @@ def analyze(
     """
     from rich.console import Console
 
-    from analysis import pipeline
+    from analysis.pipeline import analyze as analyze_captures
+    from analysis.pipeline import must_compile
     from analysis.progress import shown_progress
 
-    if pipeline.must_compile():
+    if must_compile():
         click.echo("first run on this machine: compiling, which takes about 20 s once", err=True)
     with shown_progress(Console(stderr=True)) as progress:
-        summary = pipeline.analyze(inputs, lake, metadata, jobs, vxlan_ports, progress)
+        summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
     if summary.unchanged:
         click.echo(f"nothing new: all of this is in {lake} already", err=True)
     else:
