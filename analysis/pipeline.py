@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ UNKNOWN_NODE: Final = "unknown"
 OVERLAP_NS: Final = NANOSECONDS
 """Rotated files of one capture may overlap by this much; others that overlap were captured elsewhere."""
 FLUSH_FLOWS: Final = 1 << 17
+AHEAD: Final = 2
+"""Chunks that are read before, and written after, the one that is analysed, if there are threads for it."""
 
 
 @dataclass
@@ -245,26 +248,23 @@ class _Line:
         """One recording: decoding runs ahead, and packets are written behind, in threads of their own."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            ahead = (
-                (lambda: reader.submit(next, chunks, None)) if self._jobs > 1 else (lambda: _done(next(chunks, None)))
-            )
-            written: Future[None] = _done(None)
-            coming = ahead()
-            while chunk := coming.result():
-                coming = ahead()
+            read, write = (reader.submit, writer.submit) if self._jobs > 1 else (_at_once, _at_once)
+            coming = deque(read(next, chunks, None) for _ in range(AHEAD))
+            writing: deque[Future[None]] = deque()
+            while chunk := coming.popleft().result():
+                coming.append(read(next, chunks, None))
                 flows.assign(chunk.packets, self._points.kinds(), self._points.hashes())
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
                 dns.feed(chunk.data, chunk.packets)
-                written.result()
-                if self._jobs > 1:
-                    written = writer.submit(self._write_packets, node, chunk)
-                else:
-                    self._write_packets(node, chunk)
+                writing.append(write(self._write_packets, node, chunk))
+                if len(writing) > AHEAD:
+                    writing.popleft().result()
                 if flows.finished >= FLUSH_FLOWS:
                     self._write_flows(node, flows, retransmits)
                 self._show_progress()
-            written.result()
+            for written in writing:
+                written.result()
         flows.finish()
         dns.finish()
         self._write_flows(node, flows, retransmits)
@@ -301,9 +301,9 @@ class _Line:
             self._progress(self._seen_bytes, self._total_bytes, packets)
 
 
-def _done(value: Any) -> Future[Any]:
+def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     future: Future[Any] = Future()
-    future.set_result(value)
+    future.set_result(function(*arguments))
     return future
 
 

@@ -42,7 +42,7 @@ from analysis.pcap import Interface, PcapFramer
 from analysis.pcapng import PcapngFramer
 from analysis.schemas import NAME, SEGMENTS
 
-CHUNK_BYTES: Final = 16 << 20
+CHUNK_BYTES: Final = 8 << 20
 STDIN: Final = "-"
 _PEEK_BYTES: Final = 64 << 10
 _MAGIC_BYTES: Final = 4
