@@ -4,13 +4,14 @@ A flow is one 5-tuple at one observation point, in both directions, bounded in t
 
 - It ends after 5 minutes without a packet for TCP, 1 minute for all else (Zeek's inactivity timeouts). Zeek's shorter
   ones (5 s for an unanswered SYN, 5 s after a close) are not applied: SYN retries and late packets stay with theirs.
-- A SYN with another sequence number than the flow's own begins a new flow: the ports were used again.
+- A SYN with another sequence number than the flow's own begins a new flow: the ports were used again. One with the
+  same is a retry, however late.
 - orig is who sent the SYN; without one, who does not have the well-known port; else who was seen first.
 - At one interface, packets of one direction all have the same in/out mark, VLAN and VNI. Others were observed at
   another place on their way (or are another tenant's) and make a flow of their own. The two directions may differ:
   Weave and Cilium put the sender into the VNI.
-- Later IP fragments go with the first one, by its id. One that came before its first fragment has no flow of its own,
-  but is counted in that of the first.
+- Later IP fragments go with the first one, by its id. One that came before its first fragment is
+  counted in the flow, but its own row in packets names none: the row may be written by then.
 - ICMP flows are Zeek's: (type, counterpart type) take the place of ports; errors are one-way.
 
 `conn_state` and `history` follow Zeek (base/protocols/conn/main.zeek, TCPSessionAdapter.cc); no letter C, since

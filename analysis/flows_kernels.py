@@ -192,9 +192,9 @@ def key_hash(interface, a_hi, a_lo, b_hi, b_lo, a_port, b_port, protocol):
 
 
 @inner
-def slot_hash(slot):
+def slot_hash(slot, interface):
     return key_hash(
-        np.int64(slot["interface"]),
+        interface,
         slot["a_hi"],
         slot["a_lo"],
         slot["b_hi"],
@@ -325,16 +325,7 @@ def begin_flow(p, slot, sides, at, from_a, mark, src_port, dst_port, point_hash,
             fresh["observed"] = -1
             fresh["has_syn"] = 0
             fresh["has_first"] = 0
-    uid = key_hash(
-        np.int64(0),
-        slot["a_hi"],
-        slot["a_lo"],
-        slot["b_hi"],
-        slot["b_lo"],
-        np.int64(slot["a_port"]),
-        np.int64(slot["b_port"]),
-        slot["protocol"],
-    )
+    uid = slot_hash(slot, np.int64(0))
     uid = mix(mix(uid, point_hash), np.uint64(p["ts"]))
     uid = mix(uid, (np.uint64(mark) << np.uint64(32)) ^ np.uint64(p["tcp_seq"]))
     slot["flow_uid"] = max(uid, np.uint64(1))
@@ -502,7 +493,7 @@ def rebuild(table, slots, used):
     for index in range(used):
         s = slots[index]
         if s["used"] and s["head"] == index:
-            at = slot_hash(s) & mask
+            at = slot_hash(s, np.int64(s["interface"])) & mask
             while table[at] >= 0:
                 at = (at + np.uint64(1)) & mask
             table[at] = index

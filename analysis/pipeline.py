@@ -262,6 +262,7 @@ class _Line:
                     writing.popleft().result()
                 if flows.finished >= FLUSH_FLOWS:
                     self._write_flows(node, flows, retransmits)
+                    self._write_dns(node, dns)
                 self._show_progress()
             for written in writing:
                 written.result()
