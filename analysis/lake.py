@@ -37,6 +37,8 @@ ROW_GROUP_ROWS: Final = {"packets": 1 << 20}
 FILTERED_ROW_GROUP_ROWS: Final = 1 << 15
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
+UNKNOWN_NODE: Final = "unknown"
+"""Also an empty file beside nodes such as 007, which pandas would make numbers if there were no other names."""
 STEADY: Final = frozenset(["ts", "file_offset", "frame_number"])
 """Columns of packets that grow from row to row: only their steps are written."""
 
@@ -65,13 +67,16 @@ def read_records(root: Path) -> list[Record]:
 
 
 def committed_files(root: Path, table: str) -> list[Path]:
-    """The files of a table that count, in place or still on their way."""
+    """The files of a table that count, in place or still on their way; without records, all there are."""
+    if not (root / COMMITS).exists():
+        found = sorted((root / table).rglob("*.parquet"))
+        return [path for path in found if not any(part[0] in "_." for part in path.relative_to(root).parts)]
     paths = []
     for record in read_records(root):
         for name in record.files.get(table, []):
             path = root / name
             paths.append(path if path.exists() else root / WIP / record.batch / name)
-    return paths
+    return sorted(paths)
 
 
 def settle(root: Path) -> None:
@@ -123,7 +128,7 @@ class Batch:
         except OSError as error:
             raise PodtapError(f"{root}: the lake can't be written: {error.strerror}") from error
 
-    def add(self, table: str, rows: pa.Table, node: str = "unknown") -> None:
+    def add(self, table: str, rows: pa.Table, node: str = UNKNOWN_NODE) -> None:
         """Rows as schemas.TABLES[table] declares them; they are split by the UTC day of the table's time."""
         if not len(rows):
             return
@@ -190,6 +195,8 @@ class Batch:
             writer = pq.ParquetWriter(self._folder / name, TABLES[table].schema, **_writer_options(table))
             self._writers[table, date, node] = writer
             self.record.files.setdefault(table, []).append(name)
+            if node.isdecimal():
+                self._writer(table, date, UNKNOWN_NODE)
         return writer
 
 

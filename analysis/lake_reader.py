@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from analysis.errors import PodtapError, UsageError
+from analysis.lake import committed_files
 from analysis.reports.connections import POINT, flows_in
 from analysis.reports.dns import lookups_in
 from analysis.reports.filters import DNS_SIDES, FLOW_SIDES, Filters, quoted
@@ -62,15 +63,6 @@ def open_lake(path: str | Path) -> Lake:
     Raises PodtapError where there is no lake.
     """
     return Lake(Path(path))
-
-
-def committed_files(root: Path, table: str) -> list[Path]:
-    """The table's Parquet files; what begins with _ or . is not data."""
-    return sorted(
-        path
-        for path in (root / table).rglob("*.parquet")
-        if not any(part.startswith(("_", ".")) for part in path.relative_to(root).parts)
-    )
 
 
 def identifiers(columns: Sequence[str]) -> str:

@@ -48,7 +48,6 @@ from analysis.segments import STDIN, Segment, find_segments, segments_table
 Records: TypeAlias = npt.NDArray[Any]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
-UNKNOWN_NODE: Final = "unknown"
 OVERLAP_NS: Final = NANOSECONDS
 """Rotated files of one capture may overlap by this much; others that overlap were captured elsewhere."""
 FLUSH_FLOWS: Final = 1 << 17
@@ -188,7 +187,7 @@ class _Line:
         remaining = list(segments)
         several = False
         while remaining:
-            node = remaining[0].node or (Path(remaining[0].path).name.split(".")[0] if several else UNKNOWN_NODE)
+            node = remaining[0].node or (Path(remaining[0].path).name.split(".")[0] if several else lake.UNKNOWN_NODE)
             left_over: list[Segment] = []
             self._record(node, self._chunks(node, remaining, left_over, numbers))
             several = True
@@ -196,7 +195,7 @@ class _Line:
         now = time.time_ns()
         for segment, counts in self._read:
             rows = segments_table([(segment, counts)], now)
-            self._batch.add("segments", rows, segment.node or UNKNOWN_NODE)
+            self._batch.add("segments", rows, segment.node or lake.UNKNOWN_NODE)
             self._summary.problems += [*segment.problems, *_undecoded(segment, counts)]
 
     def _chunks(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import Problem
-from analysis.lake_reader import committed_files
+from analysis.lake import committed_files
 from analysis.pipeline import analyze
 from analysis.schemas import TABLES
 
@@ -37,8 +37,12 @@ def analysed(*captures: str | Path, **options: Any) -> Analysed:
     with TemporaryDirectory() as folder:
         lake = Path(folder) / "lake"
         summary = analyze([str(capture) for capture in captures], lake, jobs=1, **options)
-        tables = {name: _read(lake, name) for name in TABLES}
-    return Analysed(tables, summary.problems)
+        return Analysed(stored(lake), summary.problems)
+
+
+def stored(lake: Path) -> dict[str, pa.Table]:
+    """All tables of a lake."""
+    return {name: _read(lake, name) for name in TABLES}
 
 
 @cache

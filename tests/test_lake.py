@@ -1,0 +1,79 @@
+"""The lake on disk: what is committed is there, all of it and once, whatever happens in between."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import lake, pipeline
+from tests.tables import Analysed, analysed, assert_same_tables, stored
+
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_pcaps"
+DNS, IPV6 = str(SAMPLES / "dns.pcap"), str(SAMPLES / "ipv6.pcap")
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_same_input_twice_changes_nothing(tmp_path: Path) -> None:
+    pipeline.analyze([DNS], tmp_path)
+    before = files(tmp_path)
+    renamed = tmp_path.parent / "another-name.pcap"
+    shutil.copy(DNS, renamed)
+    assert pipeline.analyze([DNS], tmp_path).unchanged
+    assert pipeline.analyze([str(renamed)], tmp_path).unchanged
+    assert files(tmp_path) == before
+
+
+def test_another_input_adds_to_the_lake(tmp_path: Path) -> None:
+    pipeline.analyze([DNS], tmp_path)
+    assert not pipeline.analyze([IPV6], tmp_path).unchanged
+    assert len(stored(tmp_path)["packets"]) == len(analysed(DNS).tables["packets"]) + len(
+        analysed(IPV6).tables["packets"]
+    )
+
+
+def test_input_with_more_behind_it_is_analysed_together(tmp_path: Path) -> None:
+    pipeline.analyze([DNS], tmp_path)
+    pipeline.analyze([DNS, IPV6], tmp_path)
+    assert_same_tables(Analysed(stored(tmp_path), []), analysed(DNS, IPV6))
+    assert len(list((tmp_path / lake.COMMITS).iterdir())) == 1
+
+
+def test_a_commit_that_was_interrupted_is_whole_for_readers_and_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(root: Path, record: lake.Record) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(lake, "_move_into_place", stop)
+        patched.setattr(lake.Batch, "discard", lambda batch: None)  # as if the machine had stopped
+        pipeline.analyze([DNS], tmp_path)
+    assert not (tmp_path / "flows").exists()
+    assert_same_tables(Analysed(stored(tmp_path), []), analysed(DNS))
+    lake.settle(tmp_path)
+    assert not (tmp_path / lake.WIP).exists()
+    assert len(pd.read_parquet(tmp_path / "packets")) == len(analysed(DNS).tables["packets"])
+
+
+def test_an_analysis_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(pipeline, "segments_table", fail)
+    with pytest.raises(RuntimeError):
+        pipeline.analyze([DNS], tmp_path / "lake")
+    assert files(tmp_path / "lake") == {}
+
+
+def test_a_node_called_007_is_no_number_to_pandas(tmp_path: Path) -> None:
+    segment = tmp_path / "prod" / "007" / "20260314" / "1773496920000000000-1.pcap"
+    segment.parent.mkdir(parents=True)
+    shutil.copy(DNS, segment)
+    pipeline.analyze([str(tmp_path / "prod")], tmp_path / "lake")
+    assert set(pd.read_parquet(tmp_path / "lake" / "flows")["node"]) == {"007"}
