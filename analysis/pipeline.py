@@ -110,9 +110,12 @@ def analyze(
             line.run(segments)
             batch.record.inputs = {segment.content_hash: segment.bytes_read for segment in segments}
             batch.record.replaces = replaced
-            if not records:
-                batch.add(IDENTITIES.name, identities.table)
-            batch.commit()
+            known = {content for record in records if record.batch not in replaced for content in record.inputs}
+            summary.unchanged = batch.record.inputs.keys() <= known  # a pipe is known only once it was read
+            if not summary.unchanged:
+                if not records:
+                    batch.add(IDENTITIES.name, identities.table)
+                batch.commit()
         finally:
             batch.discard()
     if metadata and records:

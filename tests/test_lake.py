@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +29,13 @@ def test_the_same_input_twice_changes_nothing(tmp_path: Path) -> None:
     assert pipeline.analyze([DNS], tmp_path).unchanged
     assert pipeline.analyze([str(renamed)], tmp_path).unchanged
     assert files(tmp_path) == before
+
+
+def test_the_same_bytes_from_a_pipe_twice_change_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "podtap", "analyze", "-", "--lake", str(tmp_path)]
+    for _ in range(2):
+        subprocess.run(command, input=Path(DNS).read_bytes(), cwd=SAMPLES.parent, check=True)
+    assert_same_tables(Analysed(stored(tmp_path), []), analysed(DNS))
 
 
 def test_another_input_adds_to_the_lake(tmp_path: Path) -> None:
