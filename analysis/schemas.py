@@ -46,9 +46,6 @@ class Table:
         )
 
 
-NO_METADATA: Final = "no metadata covers this address at this time"
-
-
 def identity_columns(side: str, who: str) -> tuple[Column, ...]:
     """The columns that say what the address of one side was in the cluster at the flow's first packet."""
     return (

@@ -28,6 +28,10 @@ class CutError(Exception):
     """The captured bytes end here."""
 
 
+class UndecodedLinkError(Exception):
+    """A link type that podtap counts, and does not decode."""
+
+
 class StopError(Exception):
     """Nothing that could be followed comes here."""
 
@@ -71,7 +75,7 @@ def decode(frame: bytes, wire_length: int, link_type: int, vxlan_ports: Collecti
     except CutError:
         if len(frame) >= wire_length:
             packet["malformed"] = layout.MALFORMED_LINK
-    except NotImplementedError:
+    except UndecodedLinkError:
         network = layout.NETWORK_SKIPPED
     except StopError:
         pass
@@ -123,7 +127,7 @@ def _link(packet: Fields, rest: Rest, link_type: int) -> tuple[int, Rest]:
         layout.LINKTYPE_IPV6,
     ):  # fmt: skip
         return ANY_IP, rest
-    raise NotImplementedError
+    raise UndecodedLinkError(link_type)
 
 
 def _vlan_tags(packet: Fields, ethertype: int, rest: Rest) -> tuple[int, Rest]:
