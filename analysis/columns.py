@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from analysis.columns_kernels import number_values, write_hex
 from analysis.layout import ENCAPSULATION_NAMES
-from analysis.schemas import TABLES, TIME, identity_columns
+from analysis.schemas import NAME, TABLES, TIME, identity_columns
 
 if TYPE_CHECKING:
     Column: TypeAlias = pa.Array[Any]
@@ -116,18 +116,25 @@ def address_text(high: int, low: int) -> str:
     return text
 
 
+def address_words(high: Values, low: Values) -> Column:
+    """Addresses as text."""
+    return pa.array(map(address_text, high.tolist(), low.tolist()), pa.string())
+
+
 def addresses(*pairs: tuple[Values, Values], validity: pa.Buffer | None = None) -> list[Column]:
     """One dictionary column for each (high, low) pair of columns; they share the dictionary."""
     high = np.concatenate([pair[0] for pair in pairs])
     low = np.concatenate([pair[1] for pair in pairs])
     index, firsts = distinct(high, low)
-    words = pa.array(map(address_text, high[firsts].tolist(), low[firsts].tolist()), pa.string())
+    words = address_words(high[firsts], low[firsts])
     length = len(pairs[0][0])
     return [names(index[i * length : (i + 1) * length], words, validity) for i in range(len(pairs))]
 
 
 def encapsulations(values: Values) -> Column:
     """Names of layout.PACKET's encapsulation, outermost first, null where there is none."""
+    if not values.any():
+        return pa.nulls(len(values), NAME)
     kinds, index = np.unique(values, return_inverse=True)
     words = []
     for kind in kinds.tolist():

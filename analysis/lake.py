@@ -32,7 +32,7 @@ from analysis.schemas import NAME, TABLES
 COMMITS: Final = "_commits"
 WIP: Final = "_wip"
 DAY_NS: Final = 86_400 * 1_000_000_000
-ROW_GROUP_ROWS: Final = {"packets": 1 << 20}
+ROW_GROUP_ROWS: Final = {"packets": 1 << 18}
 """Other tables: small enough that a time or pod filter skips most of a file."""
 FILTERED_ROW_GROUP_ROWS: Final = 1 << 15
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
@@ -41,6 +41,8 @@ UNKNOWN_NODE: Final = "unknown"
 """Also an empty file beside nodes such as 007, which pandas would make numbers if there were no other names."""
 STEADY: Final = frozenset(["ts", "file_offset", "frame_number"])
 """Columns of packets that grow from row to row: only their steps are written."""
+RANDOM: Final = frozenset(["tcp_seq", "tcp_ack", "tcp_tsval"])
+"""Columns of packets that compress by a tenth at best."""
 
 
 @dataclass
@@ -220,6 +222,9 @@ def _writer_options(table: str) -> dict[str, Any]:
     }
     if table == "packets":
         options["write_statistics"] = ["ts"]
+        compressed = {field.name for field in schema} - RANDOM
+        options["compression"] = dict.fromkeys(compressed, "zstd") | dict.fromkeys(RANDOM, "none")
+        options["compression_level"] = dict.fromkeys(compressed, 1)
         options["column_encoding"] = dict.fromkeys(STEADY, "DELTA_BINARY_PACKED")
     return options
 

@@ -7,30 +7,22 @@ Lengths are the wire's, whatever the snaplen left. Damage is a flag of the packe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from analysis import columns
 from analysis.layout import (
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
     FRAME,
-    ICMP,
-    ICMPV6,
     LINKTYPE_RAW,
-    MALFORMED_NAMES,
-    NETWORK_ARP,
     PACKET,
-    TCP,
 )
 from analysis.packets_kernels import decode
-from analysis.schemas import PACKETS
 
 if TYPE_CHECKING:
-    from analysis.columns import Column
+    pass
 
 VXLAN_PORTS: Final = (4789, 8472, 6784)
 """IANA's port (RFC 7348), Linux' own (Flannel, Cilium), and Weave's fast datapath."""
@@ -85,86 +77,3 @@ def decode_quotes(data: npt.NDArray[np.uint8], packets: npt.NDArray[np.void]) ->
         segment=0,
         first_frame_number=1,
     )
-
-
-def packets_table(
-    data: npt.NDArray[np.uint8],
-    packets: npt.NDArray[np.void],
-    segment_names: Sequence[str],
-    interface_names: Sequence[str | None],
-) -> pa.Table:
-    """A chunk of the packets table (schemas.PACKETS) from PACKET records that know their flows."""
-    is_ip = packets["ip_version"] != 0
-    protocol = packets["protocol"].astype(np.int32)
-    is_tcp = is_ip & (protocol == TCP) & (packets["tcp_analyzable"] != 0)
-    is_icmp = is_ip & ((protocol == ICMP) | (protocol == ICMPV6)) & (packets["payload_offset"] > 0)
-    is_arp = packets["network"] == NETWORK_ARP
-    ip, tcp, icmp = columns.bitmap(is_ip), columns.bitmap(is_tcp), columns.bitmap(is_icmp)
-    ports = columns.bitmap(is_ip & (packets["has_ports"] != 0))
-    timestamps = columns.bitmap(is_tcp & (packets["has_timestamps"] != 0))
-    tunnelled = (packets["outer_src_lo"] | packets["outer_src_hi"] | packets["outer_dst_lo"]) != 0
-    src, dst = columns.addresses(
-        (packets["src_hi"], packets["src_lo"]), (packets["dst_hi"], packets["dst_lo"]), validity=ip
-    )
-    values: dict[str, Column] = {
-        "ts": columns.times(packets["ts"]),
-        "interface": columns.some_names(packets["interface"], interface_names),
-        "direction": columns.some_names(packets["direction"], [None, "in", "out"]),
-        "segment": columns.names(packets["segment"], segment_names),
-        "flow_uid": columns.uids(packets["flow_uid"], columns.bitmap(packets["flow_uid"] != 0)),
-        "is_copy": columns.flags(packets["is_copy"]),
-        "src_ip": src,
-        "dst_ip": dst,
-        "protocol": columns.names(
-            np.where(is_arp, columns.ARP_NAME, protocol), columns.PROTOCOL_NAMES, columns.bitmap(is_ip | is_arp)
-        ),
-        "encapsulation": columns.encapsulations(packets["encapsulation"]),
-        "malformed": columns.some_names(packets["malformed"].astype(np.int32), [None, *MALFORMED_NAMES[1:]]),
-        **_outer_addresses(packets, tunnelled),
-        **_quotes(data, packets),
-    }
-    validity = dict.fromkeys(["src_port", "dst_port"], ports) | dict.fromkeys(["icmp_type", "icmp_code"], icmp)
-    validity |= dict.fromkeys(["tcp_flags", "tcp_seq", "tcp_ack", "tcp_window"], tcp)
-    validity |= dict.fromkeys(["ttl", "payload_length"], ip)
-    validity |= {name: columns.bitmap(packets[name] >= 0) for name in ("ip_id", "vni", "vlan")}
-    for name in ("file_offset", "frame_number", "length", *validity):
-        values[name] = columns.numbers(packets[name], PACKETS.schema.field(name).type, validity.get(name))
-    values["tcp_tsval"] = columns.numbers(packets["tsval"], pa.uint32(), timestamps)
-    return columns.to_table("packets", values)
-
-
-def _nulls(name: str, length: int) -> Any:
-    return pa.nulls(length, PACKETS.schema.field(name).type)
-
-
-def _outer_addresses(packets: npt.NDArray[np.void], tunnelled: npt.NDArray[np.bool_]) -> dict[str, Column]:
-    if not tunnelled.any():
-        return {name: _nulls(name, len(packets)) for name in ("outer_src_ip", "outer_dst_ip")}
-    src, dst = columns.addresses(
-        (packets["outer_src_hi"], packets["outer_src_lo"]),
-        (packets["outer_dst_hi"], packets["outer_dst_lo"]),
-        validity=columns.bitmap(tunnelled),
-    )
-    return {"outer_src_ip": src, "outer_dst_ip": dst}
-
-
-def _quotes(data: npt.NDArray[np.uint8], packets: npt.NDArray[np.void]) -> dict[str, Column]:
-    """The quoted_ columns."""
-    quoting = np.flatnonzero(packets["quote_offset"] >= 0)
-    wanted = ("quoted_protocol", "quoted_src_ip", "quoted_src_port", "quoted_dst_ip", "quoted_dst_port")
-    if not len(quoting):
-        return {name: _nulls(name, len(packets)) for name in wanted}
-    quotes = np.zeros(len(packets), PACKET)
-    quotes[quoting] = decode_quotes(data, packets[quoting])
-    ip = columns.bitmap(quotes["ip_version"] != 0)
-    ports = columns.bitmap((quotes["ip_version"] != 0) & (quotes["has_ports"] != 0))
-    src, dst = columns.addresses(
-        (quotes["src_hi"], quotes["src_lo"]), (quotes["dst_hi"], quotes["dst_lo"]), validity=ip
-    )
-    return {
-        "quoted_protocol": columns.names(quotes["protocol"].astype(np.int32), columns.PROTOCOL_NAMES, ip),
-        "quoted_src_ip": src,
-        "quoted_dst_ip": dst,
-        "quoted_src_port": columns.numbers(quotes["src_port"], pa.uint16(), ports),
-        "quoted_dst_port": columns.numbers(quotes["dst_port"], pa.uint16(), ports),
-    }

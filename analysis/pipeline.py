@@ -39,7 +39,8 @@ from analysis.layout import (
     LINKTYPE_SLL2,
     NANOSECONDS,
 )
-from analysis.packets import decode_packets, new_counts, packets_table
+from analysis.packet_rows import PacketRows
+from analysis.packets import decode_packets, new_counts
 from analysis.packets_kernels import decode
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.schemas import IDENTITIES
@@ -178,6 +179,7 @@ class _Line:
         self._progress = progress
         self._segment_names: list[str] = []
         self._points = ObservationPoints()
+        self._packet_rows = PacketRows()
         self._read: list[tuple[Segment, npt.NDArray[np.int64]]] = []
         self._seen_bytes = 0
         self._total_bytes: int | None = None
@@ -268,6 +270,8 @@ class _Line:
                 self._show_progress()
             for written in writing:
                 written.result()
+        for table in self._packet_rows.rest(self._segment_names, self._points.names):
+            self._batch.add("packets", table, node)
         flows.finish()
         dns.finish()
         self._write_flows(node, flows, retransmits)
@@ -275,8 +279,8 @@ class _Line:
         self._write_dns(node, dns)
 
     def _write_packets(self, node: str, chunk: Chunk) -> None:
-        table = packets_table(chunk.data, chunk.packets, self._segment_names, self._points.names)
-        self._batch.add("packets", table, node)
+        for table in self._packet_rows.add(chunk.data, chunk.packets, self._segment_names, self._points.names):
+            self._batch.add("packets", table, node)
 
     def _write_flows(self, node: str, flows: Flows, retransmits: Retransmits) -> None:
         accounts, sides, history, server_names, minutes = flows.rows()
