@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.layout import ACK, FIN, ICMP, ICMPV6, NANOSECONDS, RST, SYN, TCP, UDP
+from analysis.loads import be16
 
 ACCOUNT = np.dtype(
     [
@@ -362,11 +363,6 @@ def find_server_name(data, p, flow, closed):
         name["flow_uid"] = flow["flow_uid"]
         name["offset"] = start
         name["length"] = length
-
-
-@inner
-def be16(data, at):
-    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
 
 
 @inner

@@ -53,6 +53,7 @@ from analysis.layout import (
     TCP,
     WIRESHARK_NOTHING,
 )
+from analysis.loads import be32
 
 SIDE = np.dtype(
     [
@@ -461,11 +462,6 @@ def learn_ack(memory, p, me, you, verdict):
         if in_flight and p["tcp_window"] == me["raw_window"]:
             you["dup_acks"] += 1
     return gap_start
-
-
-@inner
-def be32(data, at):
-    return (np.int64(data[at]) << 24) | (np.int64(data[at + 1]) << 16) | (np.int64(data[at + 2]) << 8) | data[at + 3]
 
 
 @inner

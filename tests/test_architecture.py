@@ -52,8 +52,8 @@ sys.stderr.write("\\n" + json.dumps(sorted(set(sys.modules) - before)))
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
-def test_kernels_import_numpy_numba_and_layout_only(path: Path) -> None:
-    allowed = {"numpy", "numba", "analysis.layout", "typing", "__future__"}
+def test_kernels_import_numpy_numba_layout_and_loads_only(path: Path) -> None:
+    allowed = {"numpy", "numba", "analysis.layout", "analysis.loads", "typing", "__future__"}
     assert [module for module in imported(path) if not is_part_of(module, allowed)] == []
 
 

@@ -1,0 +1,53 @@
+"""Numbers in network byte order, as kernels read them out of packets.
+
+Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.typing import signature
+from numba.extending import intrinsic
+
+
+def big_endian_load(width, type_):
+    """A kernel's read of `width` bytes in network byte order: one look at the array's bounds, not one a byte."""
+
+    @intrinsic
+    def load(context, data, at):
+        if not (isinstance(data, types.Array) and data.dtype == types.uint8 and data.layout == "C"):
+            return None
+
+        def write_code(context, builder, signature, arguments):
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            at = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            last = builder.sub(builder.extract_value(array.shape, 0), ir.Constant(at.type, width))
+            outside = builder.or_(
+                builder.icmp_signed("<", at, ir.Constant(at.type, 0)), builder.icmp_signed(">", at, last)
+            )
+            with builder.if_then(outside, likely=False):
+                context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
+            pointer = builder.bitcast(builder.gep(array.data, [at]), ir.IntType(8 * width).as_pointer())
+            value = builder.load(pointer, align=1)
+            if sys.byteorder == "little":
+                value = builder.bswap(value)
+            return value if width == 8 else builder.zext(value, ir.IntType(64))
+
+        return signature(type_, data, at), write_code
+
+    def load_in_python(data, at):
+        if not 0 <= at <= len(data) - width:
+            raise IndexError("index is out of bounds")
+        return getattr(np, type_.name)(int.from_bytes(data[at : at + width].tobytes(), "big"))
+
+    return load_in_python if numba.config.DISABLE_JIT else load
+
+
+be16 = big_endian_load(2, types.int64)
+be32 = big_endian_load(4, types.int64)
+be64 = big_endian_load(8, types.uint64)
