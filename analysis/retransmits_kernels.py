@@ -178,7 +178,7 @@ class Memory(NamedTuple):
     counters: npt.NDArray[np.int64]
 
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
 inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """For what only kernels call: compiles in less time."""
 
