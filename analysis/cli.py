@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,12 +66,15 @@ def analyze(
     """
     from rich.console import Console
 
+    from analysis.compilation import compile_kernels, must_compile
     from analysis.pipeline import analyze as analyze_captures
-    from analysis.pipeline import must_compile
     from analysis.progress import shown_progress
 
     if must_compile():
-        click.echo("first run on this machine: compiling, which takes about 20 s once", err=True)
+        processes = jobs or os.cpu_count() or 1
+        seconds = 5 + 20 // processes
+        click.echo(f"first run on this machine: compiling, which takes about {seconds} s once", err=True)
+        compile_kernels(processes)
     with shown_progress(Console(stderr=True)) as progress:
         summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
     if summary.unchanged:

@@ -40,7 +40,6 @@ from analysis.layout import (
     NANOSECONDS,
 )
 from analysis.packets import decode_packets, new_counts, packets_table
-from analysis.packets_kernels import decode
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.schemas import IDENTITIES
 from analysis.segments import STDIN, Segment, find_segments, segments_table
@@ -122,12 +121,6 @@ def analyze(
         learn(root, identities)
     summary.seconds = time.monotonic() - begun
     return summary
-
-
-def must_compile() -> bool:
-    """Whether this machine has no compiled kernels yet: the first analysis then takes some seconds more."""
-    cache = getattr(decode, "_cache", None)
-    return cache is not None and not any(Path(cache.cache_path).glob("packets_kernels.decode-*.nbi"))
 
 
 def enrich(lake_root: str | Path, metadata: Sequence[str]) -> list[Problem]:

@@ -221,11 +221,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts functions in the place of the pipeline's: here only the command is tested."""
 
     def replace(**functions: Callable[..., Any]) -> None:
-        fake = ModuleType("analysis.pipeline")
-        functions = {"must_compile": lambda: False, **functions}
-        for name, function in functions.items():
-            setattr(fake, name, function)
-        monkeypatch.setitem(sys.modules, "analysis.pipeline", fake)
+        compilation = {"must_compile": lambda: False, "compile_kernels": lambda _: None}
+        for module, contents in (("pipeline", functions), ("compilation", compilation)):
+            fake = ModuleType(f"analysis.{module}")
+            for name, function in contents.items():
+                setattr(fake, name, function)
+            monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
     return replace
 
@@ -258,6 +259,18 @@ class TestAnalyze:
         assert result.exit_code == 3
         assert "could not read all: a.pcap: offset 40: record header needs 16 bytes, 7 are left\n" in result.stderr
         assert "could not read all: b.txt: no capture\n" in result.stderr
+
+    @pytest.mark.parametrize(("jobs", "seconds"), [("1", 25), ("2", 15)])
+    def test_the_first_run_says_that_it_compiles_and_uses_the_cores_it_may(
+        self, pipeline: Callable[..., None], monkeypatch: pytest.MonkeyPatch, jobs: str, seconds: int
+    ) -> None:
+        pipeline(analyze=lambda *_: FakeSummary(unchanged=True))
+        processes: list[int] = []
+        monkeypatch.setattr(sys.modules["analysis.compilation"], "must_compile", lambda: True)
+        monkeypatch.setattr(sys.modules["analysis.compilation"], "compile_kernels", processes.append)
+        expected = f"first run on this machine: compiling, which takes about {seconds} s once\n"
+        assert podtap_run("analyze", "a.pcap", "--jobs", jobs).stderr.startswith(expected)
+        assert processes == [int(jobs)]
 
     def test_known_input_is_said_to_be_nothing_new(self, pipeline: Callable[..., None]) -> None:
         pipeline(analyze=lambda *_: FakeSummary(unchanged=True))
