@@ -10,8 +10,8 @@ HEX_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8).copy()
 BASE64_DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", np.uint8).copy()
 
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For what only kernels call: compiles in less time."""
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
 @kernel

@@ -121,15 +121,14 @@ def must_compile() -> bool:
 
 
 def compile_kernels(processes: int) -> None:
-    """Compile PARTS in this process and in others. One needs no parts: the run compiles as it goes."""
+    """Compile PARTS, in this process and `processes` - 1 others."""
     helpers: list[subprocess.Popen[bytes]] = []
     todo = _queue(len(PARTS))
     try:
         with suppress(OSError):  # with fewer helpers, or none, it just takes longer
             while len(helpers) < min(processes, len(PARTS)) - 1:
                 helpers.append(_helper(todo))
-        if helpers:
-            _work(todo)
+        _work(todo)
         for helper in helpers:
             helper.wait()
     finally:
