@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from rich.console import Console
 
 import podtap
 from analysis import open_lake
+from analysis.cli import importing
 from analysis.errors import PodtapError, Problem
 from analysis.progress import shown_progress
 from analysis.reports.filters import Filters
@@ -339,6 +341,15 @@ class TestProcess:
             check=True,
         )
         assert (run.stdout, run.stderr) == (b"[\n", b"")
+
+    def test_nothing_imported_is_searched_for_garbage(self) -> None:
+        gc.unfreeze()
+        with pytest.raises(ModuleNotFoundError), importing():
+            assert not gc.isenabled()
+            raise ModuleNotFoundError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+        gc.unfreeze()
 
     def test_a_missing_extra_says_how_to_install_it(self) -> None:
         code = "import sys; sys.modules['duckdb'] = None; import podtap; podtap.main(['report', 'flows'])"
