@@ -121,9 +121,9 @@ class Closed(NamedTuple):
 
 FLOW_COUNT, MINUTE_COUNT, NAME_COUNT = range(3)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
-inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For what only kernels call: compiles in less time."""
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
 @inner

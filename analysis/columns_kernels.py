@@ -9,9 +9,9 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 HEX_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8).copy()
 BASE64_DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", np.uint8).copy()
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
-inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For what only kernels call: compiles in less time."""
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
 @kernel

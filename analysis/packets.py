@@ -39,15 +39,21 @@ def decode_packets(
     segment: int,
     first_frame_number: int,
     counts: npt.NDArray[np.int64] | None = None,
+    room: npt.NDArray[np.void] | None = None,
 ) -> npt.NDArray[np.void]:
     """Decodes a chunk.
 
     `data`: the chunk's bytes. `frames`: FRAME[n]. `link_types`, `interfaces`: link type and observation point by the
-    frames' interface. `counts`, from new_counts(), is added to. Returns PACKET[n]; flow columns are not set yet.
+    frames' interface. `counts`, from new_counts(), is added to. Returns PACKET[n], in `room` if that is given; flow
+    columns are not set yet.
     """
     if counts is None:
         counts = new_counts()
-    packets = np.zeros(len(frames), PACKET)
+    if room is None:
+        packets = np.zeros(len(frames), PACKET)
+    else:
+        packets = room
+        packets.view(np.uint8).fill(0)
     ports = np.array(sorted({*VXLAN_PORTS, *vxlan_ports}), np.int64)
     decode(data, frames, packets, link_types, interfaces, ports, segment, first_frame_number, counts)
     return packets

@@ -95,9 +95,9 @@ ANY_IP = -2  # the version nibble decides
 MOST_LAYERS = 16
 V4_MAPPED = np.uint64(0xFFFF00000000)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
-inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For what only kernels call: compiles in less time."""
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
 @inner

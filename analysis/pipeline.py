@@ -38,10 +38,10 @@ from analysis.layout import (
     LINKTYPE_SLL,
     LINKTYPE_SLL2,
     NANOSECONDS,
+    PACKET,
 )
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
-from analysis.packets_kernels import decode
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.schemas import IDENTITIES
 from analysis.segments import STDIN, Segment, find_segments, segments_table
@@ -125,12 +125,6 @@ def analyze(
     return summary
 
 
-def must_compile() -> bool:
-    """Whether this machine has no compiled kernels yet: the first analysis then takes some seconds more."""
-    cache = getattr(decode, "_cache", None)
-    return cache is not None and not any(Path(cache.cache_path).glob("packets_kernels.decode-*.nbi"))
-
-
 def enrich(lake_root: str | Path, metadata: Sequence[str]) -> list[Problem]:
     """Adds names from kubectl dumps to a lake; what earlier ones told is kept. Returns what could not be read."""
     return enrich_lake(Path(lake_root), metadata)
@@ -180,6 +174,9 @@ class _Line:
         self._segment_names: list[str] = []
         self._points = ObservationPoints()
         self._packet_rows = PacketRows()
+        self._ahead = AHEAD if jobs > 1 else 0
+        self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
+        self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64]]] = []
         self._seen_bytes = 0
         self._total_bytes: int | None = None
@@ -215,7 +212,7 @@ class _Line:
                 continue
             counts = new_counts()
             self._read.append((segment, counts))
-            for data, frames in segment.chunks():
+            for data, frames in segment.chunks(room=self._bytes.take):
                 yield Chunk(data, self._decode(node, segment, numbers[id(segment)], data, frames, counts))
                 self._seen_bytes += len(data)
             if counts[COUNTED_PACKETS]:
@@ -243,6 +240,7 @@ class _Line:
             segment=number,
             first_frame_number=int(counts[COUNTED_PACKETS]) + 1,
             counts=counts,
+            room=self._packets.take(len(frames)),
         )
         if any(i.link_type == LINKTYPE_SLL2 for i in interfaces):
             self._points.tell_apart(node, packets)
@@ -253,16 +251,19 @@ class _Line:
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             read, write = (reader.submit, writer.submit) if self._jobs > 1 else (_at_once, _at_once)
-            coming = deque(read(next, chunks, None) for _ in range(AHEAD))
+            coming = deque(read(next, chunks, None) for _ in range(self._ahead))
             writing: deque[Future[None]] = deque()
-            while chunk := coming.popleft().result():
+            while True:
                 coming.append(read(next, chunks, None))
+                chunk = coming.popleft().result()
+                if chunk is None:
+                    break
                 flows.assign(chunk.packets, self._points.kinds(), self._points.hashes())
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
                 dns.feed(chunk.data, chunk.packets)
                 writing.append(write(self._write_packets, node, chunk))
-                if len(writing) > AHEAD:
+                if len(writing) > self._ahead:
                     writing.popleft().result()
                 if flows.finished >= FLUSH_FLOWS:
                     self._write_flows(node, flows, retransmits)
@@ -344,6 +345,21 @@ def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str
         "server_ip": server,
     }
     return columns.to_table("dns", values, without=columns.identity_names("dns"))
+
+
+class Ring:
+    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
+
+    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
+        self._arrays = deque([np.empty(0, dtype)] * size)
+
+    def take(self, length: int) -> npt.NDArray[Any]:
+        """The next array, of this length; what it held is lost."""
+        array = self._arrays.popleft()
+        if len(array) < length:
+            array = np.empty(length, array.dtype)
+        self._arrays.append(array)
+        return array[:length]
 
 
 class ObservationPoints:

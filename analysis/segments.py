@@ -15,10 +15,10 @@ import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ from analysis.pcap import Interface, PcapFramer
 from analysis.pcapng import PcapngFramer
 from analysis.schemas import NAME, SEGMENTS
 
+Room: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
 CHUNK_BYTES: Final = 8 << 20
 STDIN: Final = "-"
 _PEEK_BYTES: Final = 64 << 10
@@ -55,6 +56,10 @@ _OTHER_FILES: Final = frozenset(
 )
 _COMPRESSED_SUFFIXES: Final = frozenset([".gz", ".zst", ".lz4", ".xz"])
 _CONTRACT_PATH: Final = re.compile(r"(?:^|/)[^/]+/(?P<node>[^/]+)/\d{8}/\d+-\d+\.pcap(?:\.zst)?(?:\.part)?$")
+
+
+def _new_room(length: int) -> npt.NDArray[np.uint8]:
+    return np.empty(length, np.uint8)
 
 
 @dataclass
@@ -90,10 +95,12 @@ class Segment:
     _once: ContentStream | None = None
     """The opened input, where it can be read only once (standard input, a pipe)."""
 
-    def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
+    def chunks(
+        self, chunk_bytes: int = CHUNK_BYTES, room: Room = _new_room
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
         """The packets: (data uint8[:], FRAME[:] whose offsets point into it), again and again, frames never empty.
 
-        Every chunk has its own buffer. Never raises for what the file holds or for a failing disk.
+        `room` gives the bytes that a chunk is read into. Never raises for what the file holds or for a failing disk.
         """
         self.interfaces, self.problems = [], []
         content = _Content(self._manifest_sha256())
@@ -105,7 +112,7 @@ class Segment:
         framer: Framer = PcapFramer() if self.format == PcapFramer.format else PcapngFramer()
         self.interfaces = framer.interfaces
         try:
-            yield from _framed(stream, framer, chunk_bytes, content)
+            yield from _framed(stream, framer, chunk_bytes, room, content)
         except OSError as error:
             stream.damage = _why(error)
         finally:
@@ -188,14 +195,14 @@ class _Content:
 
 
 def _framed(
-    stream: ContentStream, framer: Framer, chunk_bytes: int, content: _Content
+    stream: ContentStream, framer: Framer, chunk_bytes: int, room: Room, content: _Content
 ) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
     """Read `stream` to its end in chunks; what is no whole record at the end of one begins the next."""
     left_over: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
     offset = 0
     final = False
     while not final:
-        data = np.empty(max(chunk_bytes, 2 * len(left_over)), np.uint8)
+        data = room(max(chunk_bytes, 2 * len(left_over)))
         start = len(left_over)
         data[:start] = left_over
         end = start + stream.readinto(data[start:].data)
@@ -297,7 +304,7 @@ def _identify(path: str) -> Segment | Problem:
 def _first_ts(stream: ContentStream, framer: Framer) -> int | None:
     """Time of the first packet; reads no further."""
     try:
-        first = next(_framed(stream, framer, _PEEK_BYTES, _Content(None)), None)
+        first = next(_framed(stream, framer, _PEEK_BYTES, _new_room, _Content(None)), None)
         return int(first[1][0]["ts"]) if first else None
     finally:
         stream.close()

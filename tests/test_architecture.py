@@ -59,12 +59,14 @@ def test_kernels_import_numpy_numba_layout_and_loads_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
 def test_kernels_are_cached_check_bounds_and_free_the_gil(path: Path) -> None:
-    required = {"cache": True, "boundscheck": True, "nogil": True}
+    """A function without a wrapper for Python is part of the kernels that call it, and cached with them only."""
+    required = {"boundscheck": True, "nogil": True}
     nodes = list(ast.walk(ast.parse(path.read_text())))
     compilers = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "numba.njit"]
     for call in compilers:
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         assert required.items() <= options.items(), f"line {call.lineno}"
+        assert options.get("cache", False) is not options.get("no_cpython_wrapper", False), f"line {call.lineno}"
     names = {ast.unparse(node.targets[0]) for node in nodes if isinstance(node, ast.Assign) and node.value in compilers}
     decorators = names | {ast.unparse(call) for call in compilers}
     for function in (node for node in nodes if isinstance(node, ast.FunctionDef)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from rich.console import Console
 
 import podtap
 from analysis import open_lake
+from analysis.cli import importing
 from analysis.errors import PodtapError, Problem
 from analysis.progress import shown_progress
 from analysis.reports.filters import Filters
@@ -221,11 +223,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts functions in the place of the pipeline's: here only the command is tested."""
 
     def replace(**functions: Callable[..., Any]) -> None:
-        fake = ModuleType("analysis.pipeline")
-        functions = {"must_compile": lambda: False, **functions}
-        for name, function in functions.items():
-            setattr(fake, name, function)
-        monkeypatch.setitem(sys.modules, "analysis.pipeline", fake)
+        compilation = {"must_compile": lambda: False, "compile_kernels": lambda _: None}
+        for module, contents in (("pipeline", functions), ("compilation", compilation)):
+            fake = ModuleType(f"analysis.{module}")
+            for name, function in contents.items():
+                setattr(fake, name, function)
+            monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
     return replace
 
@@ -258,6 +261,18 @@ class TestAnalyze:
         assert result.exit_code == 3
         assert "could not read all: a.pcap: offset 40: record header needs 16 bytes, 7 are left\n" in result.stderr
         assert "could not read all: b.txt: no capture\n" in result.stderr
+
+    @pytest.mark.parametrize(("jobs", "seconds"), [("1", 25), ("2", 15)])
+    def test_the_first_run_says_that_it_compiles_and_uses_the_cores_it_may(
+        self, pipeline: Callable[..., None], monkeypatch: pytest.MonkeyPatch, jobs: str, seconds: int
+    ) -> None:
+        pipeline(analyze=lambda *_: FakeSummary(unchanged=True))
+        processes: list[int] = []
+        monkeypatch.setattr(sys.modules["analysis.compilation"], "must_compile", lambda: True)
+        monkeypatch.setattr(sys.modules["analysis.compilation"], "compile_kernels", processes.append)
+        expected = f"first run on this machine: compiling, which takes about {seconds} s once\n"
+        assert podtap_run("analyze", "a.pcap", "--jobs", jobs).stderr.startswith(expected)
+        assert processes == [int(jobs)]
 
     def test_known_input_is_said_to_be_nothing_new(self, pipeline: Callable[..., None]) -> None:
         pipeline(analyze=lambda *_: FakeSummary(unchanged=True))
@@ -326,6 +341,15 @@ class TestProcess:
             check=True,
         )
         assert (run.stdout, run.stderr) == (b"[\n", b"")
+
+    def test_nothing_imported_is_searched_for_garbage(self) -> None:
+        gc.unfreeze()
+        with pytest.raises(ModuleNotFoundError), importing():
+            assert not gc.isenabled()
+            raise ModuleNotFoundError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+        gc.unfreeze()
 
     def test_a_missing_extra_says_how_to_install_it(self) -> None:
         code = "import sys; sys.modules['duckdb'] = None; import podtap; podtap.main(['report', 'flows'])"

@@ -1,0 +1,182 @@
+"""Compiles the kernels on all cores, before the first run on a machine needs them: it waits half as long on two.
+
+Each process compiles some and leaves them in Numba's cache on disk, from where the run loads them. Whatever goes wrong
+in a helper, the run itself compiles what is missing, as Numba does anyway.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from analysis import accounts_kernels, columns, dns_kernels, flows_kernels
+from analysis.columns_kernels import write_community_ids
+from analysis.dns import Dns
+from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
+from analysis.flows import FIRST_SLOTS, Flows, one_way_icmp
+from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
+from analysis.layout import FRAME, PACKET, VERDICT
+from analysis.packet_rows import PacketRows
+from analysis.packets import decode_packets
+from analysis.packets_kernels import decode
+from analysis.retransmits import Retransmits
+from analysis.retransmits_kernels import classify
+
+BYTES: Final = np.zeros(64, np.uint8)
+NUMBERS: Final = np.zeros(1, np.int64)
+HASHES: Final = np.zeros(1, np.uint64)
+PACKETS: Final = np.zeros(0, PACKET)
+
+
+def _retransmits() -> None:
+    Retransmits().feed(BYTES, PACKETS, np.zeros(0, flows_kernels.SLOT))
+
+
+def _packets() -> None:
+    decode_packets(
+        BYTES,
+        np.zeros(0, FRAME),
+        link_types=NUMBERS,
+        interfaces=NUMBERS,
+        vxlan_ports=(),
+        segment=0,
+        first_frame_number=1,
+    )
+
+
+def _dns_messages() -> None:
+    find_candidates(BYTES, PACKETS, np.zeros(0, MESSAGE))
+    read_messages(BYTES, BYTES, np.zeros(0, MESSAGE), 0, BYTES)
+
+
+def _accounts() -> None:
+    flows = Flows()
+    flows.account(BYTES, PACKETS, np.zeros(0, VERDICT))
+    flows.finish()
+
+
+def _dns() -> None:
+    Dns().finish()
+    ends, transactions = np.zeros(1, np.int32), np.zeros(1, dns_kernels.TRANSACTION)
+    state = np.zeros(dns_kernels.STATE_SIZE, np.int64)
+    dns_kernels.transact(np.zeros(0, MESSAGE), 0, BYTES, transactions, HASHES, ends, BYTES, ends, state)
+    dns_kernels.gather(BYTES, NUMBERS, ends)
+
+
+def _flows() -> None:
+    flows = Flows()
+    flows.assign(np.zeros(FIRST_SLOTS + 1, PACKET), NUMBERS, HASHES)  # more than there is room for: it must rebuild
+    flows_kernels.expire(flows.slots, 0, 0, 0, np.zeros(1, np.int32), np.zeros(0, np.bool_))
+    one_way_icmp(np.zeros(0, accounts_kernels.ACCOUNT))
+
+
+def _columns() -> None:
+    columns.distinct(HASHES, HASHES)
+    columns.uid_text(HASHES)
+    write_community_ids(np.zeros(0, accounts_kernels.ACCOUNT), np.zeros(0, np.bool_), BYTES)
+
+
+def _packet_rows() -> None:
+    rows = PacketRows(rows=1)
+    for packets in (PACKETS, np.zeros(1, PACKET)):
+        for _ in rows.add(BYTES, packets, [""], [None]):
+            pass
+
+
+def _framing() -> None:
+    scan_records(BYTES, len(BYTES), 0, False, 1, 16, 0, False, np.zeros(0, FRAME), 0)
+    scan_blocks(BYTES, len(BYTES), 0, False, 0, np.zeros(1, CLOCK), 0, np.zeros(0, FRAME), 0)
+
+
+PARTS: Final[tuple[Callable[[], None], ...]] = (
+    _retransmits,
+    _dns_messages,
+    _packets,
+    _accounts,
+    _dns,
+    _flows,
+    _columns,
+    _packet_rows,
+    _framing,
+)
+"""The slowest first. No two call kernels of one file: Numba's cache confuses them if two processes compile at once.
+
+Each calls kernels with nothing to do, but with the types that the run has. Not here is what only damaged captures need.
+"""
+
+
+def must_compile() -> bool:
+    """Whether kernels that every run needs are not in Numba's cache, or of another version than this one."""
+    needed: tuple[Any, ...] = (
+        decode,
+        classify,
+        read_messages,
+        accounts_kernels.account,
+        dns_kernels.transact,
+        flows_kernels.assign,
+    )
+    try:
+        return any(not kernel._cache._cache_file._load_index() for kernel in needed)
+    except AttributeError:  # no compiler (NUMBA_DISABLE_JIT), or a Numba that keeps its cache in another way
+        return False
+
+
+def compile_kernels(processes: int) -> None:
+    """Compile PARTS, in this process and `processes` - 1 others."""
+    helpers: list[subprocess.Popen[bytes]] = []
+    todo = _queue(len(PARTS))
+    try:
+        with suppress(OSError):  # with fewer helpers, or none, it just takes longer
+            while len(helpers) < min(processes, len(PARTS)) - 1:
+                helpers.append(_helper(todo))
+        _work(todo)
+        for helper in helpers:
+            helper.wait()
+    finally:
+        os.close(todo)
+        for helper in helpers:
+            helper.kill()
+            helper.wait()
+
+
+def _queue(length: int) -> int:
+    """A pipe that holds numbers below `length`, a byte each: whichever process is free reads the next."""
+    queue, end = os.pipe()
+    os.write(end, bytes(range(length)))
+    os.close(end)
+    return queue
+
+
+def _helper(todo: int) -> subprocess.Popen[bytes]:
+    """This module in a process that finds the same modules as this one, and that a terminal's Ctrl-C leaves alone."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "analysis.compilation"],
+        stdin=todo,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+        process_group=0,
+    )
+
+
+def _work(todo: int) -> None:
+    """Compile part after part until none is left."""
+    gc.disable()  # the compiler makes millions of objects, and looking through them for garbage takes a tenth longer
+    try:
+        while number := os.read(todo, 1):
+            PARTS[number[0]]()
+    finally:
+        gc.enable()
+
+
+if __name__ == "__main__":
+    _work(sys.stdin.fileno())

@@ -1,0 +1,106 @@
+"""The kernels are compiled before the first run, all that it needs, in processes that do not outlive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis import compilation
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES_OF_PARTS = """
+import json, sys
+from analysis.compilation import PARTS
+files = []
+for part in PARTS:
+    called = set()
+    sys.setprofile(lambda frame, event, _: called.add(frame.f_code.co_filename))
+    part()
+    sys.setprofile(None)
+    files.append(sorted(path for path in called if path.endswith("_kernels.py")))
+print(json.dumps(files))
+"""
+"""Without the compiler kernels are functions, and it can be seen which ones a part calls."""
+
+
+def podtap(*arguments: str | Path, cache: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    environment.pop("NUMBA_DISABLE_JIT", None)
+    command = [sys.executable, "podtap.py", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def compiled(cache: Path) -> set[str]:
+    return {path.name for path in cache.rglob("*.nbc")}
+
+
+def helpers_of(parent: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, owner = status.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(owner) == parent:
+            found.append(int(status.parent.name))
+    return found
+
+
+def test_what_is_compiled_before_the_first_run_is_all_that_the_samples_need(tmp_path: Path) -> None:
+    """If this fails, a kernel that the run calls is missing in PARTS, or called there with other types."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("NUMBA_DISABLE_JIT", None)
+    before = "from analysis.compilation import *; assert must_compile(); compile_kernels(2); assert not must_compile()"
+    subprocess.run([sys.executable, "-c", before], cwd=ROOT, env=environment, check=True)
+    kernels = compiled(tmp_path / "cache")
+    run = podtap("analyze", "sample_pcaps", "--lake", tmp_path / "lake", cache=tmp_path / "cache")
+    assert "compiling" not in run.communicate()[1]
+    assert len(kernels) > 15
+    assert compiled(tmp_path / "cache") - kernels == set()
+
+
+def test_no_two_parts_call_kernels_of_one_file() -> None:
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run([sys.executable, "-c", FILES_OF_PARTS], cwd=ROOT, env=environment, capture_output=True)
+    files = [Path(path).name for part in json.loads(run.stdout) for path in part]
+    assert len(files) == len(set(files))
+    assert set(files) == {path.name for path in (ROOT / "analysis").glob("*_kernels.py")}
+
+
+def test_interrupted_while_it_compiles_nothing_is_left_running(tmp_path: Path) -> None:
+    run = podtap("analyze", "sample_pcaps", "--jobs", "2", "--lake", tmp_path / "lake", cache=tmp_path / "cache")
+    deadline = time.monotonic() + 20
+    while not (helpers := helpers_of(run.pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)  # until the helper is more than a fork
+    run.send_signal(signal.SIGINT)
+    stderr = run.communicate()[1]
+    assert (run.returncode, len(helpers)) == (130, 1)
+    assert stderr.splitlines()[1:] == ["interrupted"]
+    assert not Path(f"/proc/{helpers[0]}").exists()
+
+
+def test_without_other_processes_one_compiles_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    done: list[int] = []
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(compilation, "PARTS", (lambda: done.append(1), lambda: done.append(2)))
+    compilation.compile_kernels(2)
+    assert done == [1, 2]
+
+
+def test_a_helper_that_fails_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(compilation, "PARTS", (lambda: done.append(1), lambda: done.append(2)))
+    compilation.compile_kernels(2)
+    assert done == [1, 2]
