@@ -6,7 +6,10 @@ question, or the response to one. NetBIOS names (port 137) look the same and are
 
 Multicast DNS and LLMNR have no transactions between one client and one server (a query has no addressee, mDNS ids are
 0, responses carry no question: RFC 6762, RFC 4795): packets to a multicast address, between two ports 5353, or at port
-5355 are left out. So are later IP fragments: of a fragmented message counts what its first fragment has, and when.
+5355 are left out.
+
+IP fragments of UDP are put together first (dns_fragments.py): a message counts at the time of the fragment that
+completed it.
 
 **What belongs together.** Messages of one flow (one 5-tuple at one observation point) with the same id, the same client
 and the same question (name without case, and type). Who is client is told by the QR bit.
@@ -43,6 +46,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import dns_kernels as kernels
+from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, TYPE_NAMES, find_candidates, read_messages
 from analysis.dns_streams import Streams
 from analysis.layout import TCP, UDP
@@ -92,6 +96,7 @@ class Dns:
     """The transactions of one recording; carries its state over chunks and file borders."""
 
     def __init__(self) -> None:
+        self._fragments = Fragments(MESSAGE)
         self._streams = Streams()
         self._candidates = np.zeros(0, MESSAGE)
         self._read_text = np.zeros(READ_TEXT_BYTES, np.uint8)
@@ -106,7 +111,9 @@ class Dns:
             self._candidates = np.zeros(len(packets), MESSAGE)
         found = find_candidates(data, packets, self._candidates)
         if found:
-            self._transact(data, *self._streams.feed(data, self._candidates[:found]))
+            messages, datagrams = self._fragments.feed(data, self._candidates[:found])
+            messages, streams = self._streams.feed(data, messages)
+            self._transact(data, *_joined(messages, datagrams, streams))
 
     def rows(self) -> DnsRows:
         """The transactions finished since the last call. Those that are open, or just failed, wait."""
@@ -121,17 +128,18 @@ class Dns:
 
     def finish(self) -> None:
         """The recording ends: what is open is unanswered."""
-        messages, streams = self._streams.finish(MESSAGE)
-        self._transact(np.zeros(1, np.uint8), messages, streams)
+        nothing = np.zeros(1, np.uint8)
+        self._transact(nothing, *self._fragments.finish())
+        self._transact(nothing, *self._streams.finish(MESSAGE))
         self._sweep(patience=np.iinfo(np.int64).min, walk_patience=np.iinfo(np.int64).min)
         self._collect()
 
     def _transact(
-        self, data: npt.NDArray[np.uint8], messages: npt.NDArray[np.void], streams: npt.NDArray[np.uint8]
+        self, data: npt.NDArray[np.uint8], messages: npt.NDArray[np.void], reassembled: npt.NDArray[np.uint8]
     ) -> None:
         first = 0
         while first < len(messages):
-            read = read_messages(data, streams, messages, first, self._read_text)
+            read = read_messages(data, reassembled, messages, first, self._read_text)
             while first < read:
                 first = kernels.transact(
                     messages[:read], first, self._read_text, self._transactions, self._keys, self._values,
@@ -202,6 +210,16 @@ class Dns:
         valid = np.packbits(lengths > 0, bitorder="little")
         buffers = [pa.py_buffer(part.tobytes()) for part in (ends, text, valid)]
         return pa.StringArray.from_buffers(len(lengths), buffers[0], buffers[1], buffers[2])
+
+
+def _joined(
+    messages: npt.NDArray[np.void], datagrams: npt.NDArray[np.uint8], streams: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint8]]:
+    """One array of bytes for all messages that were put together."""
+    if datagrams.size:
+        messages["offset"][(messages["transport"] == UDP) & (messages["is_reassembled"] != 0)] += streams.size
+        streams = np.concatenate([streams, datagrams])
+    return messages, streams
 
 
 def to_arrow(rows: DnsRows) -> dict[str, pa.Array[Any]]:

@@ -1,4 +1,4 @@
-"""Slow and obvious twins of the DNS kernels: one message to text, and messages to transactions."""
+"""Slow and obvious twins of the DNS kernels: fragments to messages, one message to text, messages to transactions."""
 
 from __future__ import annotations
 
@@ -145,6 +145,68 @@ def read(message: bytes, types: dict[int, str]) -> Message:
         texts.append(f"{kind} {value}")
     rcode = (flags & 15) | extended
     return Message(trans_id, bool(flags >> 15), bool(flags >> 9 & 1), rcode, qtype, query, texts, answers == 0)
+
+
+# --- fragments -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fragment:
+    """`position` counts in the UDP payload; of `length` bytes there, `payload` was captured."""
+
+    ts: int
+    number: int
+    datagram: int
+    position: int
+    length: int
+    payload: bytes
+    is_last: bool
+    knows_ports: bool
+
+
+@dataclass
+class Datagram:
+    """What came of it: bytes by position, None where the snaplen cut them off."""
+
+    ts: int
+    first: Fragment | None = None
+    total: int | None = None
+    came: dict[int, int | None] = field(default_factory=dict)
+
+    def is_whole(self) -> bool:
+        return self.first is not None and self.total is not None and self.came.keys() >= set(range(self.total))
+
+    def message(self) -> bytes:
+        found = bytearray()
+        while (byte := self.came.get(len(found))) is not None and len(found) != self.total:
+            found.append(byte)
+        return bytes(found)
+
+
+def reassembled(fragments: list[Fragment]) -> list[tuple[int, int, bytes]]:
+    """(time, number of the fragment that completed it, or of the first one if none did, bytes) of each message."""
+    waiting: dict[int, Datagram] = {}
+    found: list[tuple[int, int, bytes]] = []
+
+    def give_up(datagram: Datagram) -> None:
+        if datagram.first:
+            found.append((datagram.first.ts, datagram.first.number, datagram.message()))
+
+    for f in fragments:
+        for key in [key for key, datagram in waiting.items() if f.ts - datagram.ts > 60 * SECOND]:
+            give_up(waiting.pop(key))
+        if f.datagram not in waiting and f.position and f.knows_ports:
+            continue
+        datagram = waiting.setdefault(f.datagram, Datagram(f.ts))
+        missing = [None] * (f.length - len(f.payload))
+        datagram.came |= dict(enumerate([*f.payload, *missing], f.position))
+        datagram.first = datagram.first or (None if f.position else f)
+        datagram.total = f.position + f.length if f.is_last else datagram.total
+        if datagram.is_whole():
+            found.append((f.ts, f.number, waiting.pop(f.datagram).message()))
+    for datagram in waiting.values():
+        give_up(datagram)
+    return [(ts, number, message) for ts, number, message in found if len(message) >= 12]
 
 
 # --- transactions --------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ CUT_AT_EVERY_PACKET = (
     "dns/arkime__dns-tcp.pcap",
     "dns/zeek__dns-two-responses.pcap",
     "ip_frag/zeek__ipv6-fragmented-dns.pcap",
+    "ip_frag/nfstream__dns_fragmented.pcap",
     "ip_frag/suricata__defrag-bug-6887-defrag-ipv4-tcp-syn__frag-ip-tcp-syn.pcap",
     "pcapng/arkime__bigendian.pcap",
     "tunnels/zeek__vxlan.pcap",
