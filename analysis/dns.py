@@ -1,8 +1,9 @@
 """DNS transactions: each question with its answer, or without one.
 
-**What is DNS.** UDP, and TCP with its two-byte lengths, at port 53. Resolvers in clusters listen elsewhere, too: at any
-other UDP port, and at TCP ports 1053, 5353, 8053 and 9053, a message counts if it is a standard query with one usual
-question, or the response to one. NetBIOS names (port 137) look the same and are not.
+**What is DNS.** UDP, and TCP with its two-byte lengths, at port 53, of which id and flags are enough. Resolvers in
+clusters listen elsewhere, too: at any other UDP port, and at TCP ports 1053, 5353, 8053 and 9053, a message counts if
+it is a standard query with one usual question, or the response to one. NetBIOS names (port 137) look the same and
+are not.
 
 Multicast DNS and LLMNR have no transactions between one client and one server (a query has no addressee, mDNS ids are
 0, responses carry no question: RFC 6762, RFC 4795): packets to a multicast address, between two ports 5353, or at port
@@ -18,8 +19,11 @@ and the same question (name without case, and type). Who is client is told by th
   podtap differs from Wireshark, which opens a new transaction 5 s after the first query.
 - The first response closes it. Further responses within 10 s are duplicates, and no rows. The same query after
   the answer opens a new transaction.
-- A response whose question was not asked is an unmatched_response, and what is open stays open. Wireshark does
-  not compare questions. A response without a readable question belongs to the latest query with its id.
+- A response without a readable question belongs to the latest query with its id.
+- A response whose question was not asked may be a damaged one, or a forged one. It stands by for the earliest open
+  query with its id, of the last 10 s, and answers it if nothing better comes: neither a response to what was asked,
+  nor the query again, by which the client says that it did not take the response. Else it is an
+  unmatched_response, and what is open stays open. Wireshark does not compare questions.
 - What has no answer after 5 minutes is unanswered, and so is what is open at the end.
 
 **Search lists.** A transaction is a search expansion if it was answered by NXDOMAIN, or NOERROR without answers, and
@@ -162,6 +166,7 @@ class Dns:
         is_taken = records["phase"] == kernels.TAKEN
         is_needed = ~is_taken | (recent & (records["status"] == kernels.ANSWERED))
         kept = records.view(OPAQUE)[is_needed].view(kernels.TRANSACTION)
+        kept["spare"] = np.where(kept["spare"] >= 0, (np.cumsum(is_needed) - 1)[kept["spare"]], -1)
         for length in ("query_length", "answers_length"):
             kept[length][kept["phase"] == kernels.TAKEN] = 0
         query, query_ends = kernels.gather(self._text, kept["query_offset"], kept["query_length"])

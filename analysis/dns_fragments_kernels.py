@@ -22,7 +22,7 @@ DATAGRAM: Final = np.dtype(
         ("ts", "i8"),  # of the fragment that came first
         ("length", "i8"),  # of the UDP payload; -1 until its last fragment came
         ("readable", "i8"),  # bytes before the first one that a snaplen cut off
-        ("captured", "i8"),  # bytes of all its fragments
+        ("captured", "i8"),  # bytes of all its fragments, an upper bound
         ("blocks", "i4"),  # of eight bytes, that came
         ("has_first", "u1"),
     ],
@@ -31,7 +31,8 @@ DATAGRAM: Final = np.dtype(
 PAYLOAD_BYTES: Final = 1 << 16
 BLOCK: Final = 8
 """Where a fragment begins is counted in these (RFC 791); the UDP header has as many bytes."""
-HEADER: Final = 12
+SHORTEST: Final = 4
+"""Of a message: id and flags."""
 TIMEOUT_NS: Final = 60 * NANOSECONDS
 
 # What lasts between two calls, and what a call tells, as positions in one int64 array.
@@ -56,17 +57,17 @@ def begin(d: Record, m: Record, covered: Bytes) -> None:
 
 
 @inner
-def add(d: Record, m: Record, data: Bytes, payload: Bytes, covered: Bytes) -> None:
-    """Put a fragment where it belongs; what came before it stays, and may be written over by an overlap."""
+def add(d: Record, m: Record, data: Bytes, payload: Bytes, covered: Bytes) -> Any:
+    """Put a fragment where it belongs, over what may be there; False if no datagram is that long."""
     position = np.int64(0)
     if m["fragment"] != FRAGMENT_FIRST:
         position = np.int64(m["fragment_offset"]) - BLOCK
     end = position + np.int64(m["length"])
     if end > PAYLOAD_BYTES:
-        return
+        return False
     for k in range(m["captured"]):
         payload[position + k] = data[m["offset"] + k]
-    d["captured"] += m["captured"]
+    d["captured"] = min(d["captured"] + m["captured"], PAYLOAD_BYTES)
     if m["captured"] < m["length"]:
         d["readable"] = min(d["readable"], position + m["captured"])
     blocks_end = end // BLOCK
@@ -77,6 +78,7 @@ def add(d: Record, m: Record, data: Bytes, payload: Bytes, covered: Bytes) -> No
         if covered[block] == 0:
             covered[block] = 1
             d["blocks"] += 1
+    return True
 
 
 @inner
@@ -94,7 +96,7 @@ def put_message(
     d["key"] = 0
     d["has_first"] = 0
     d["captured"] = 0
-    if captured < HEADER:
+    if captured < SHORTEST:
         return
     m = messages[state[MESSAGE_COUNT]]
     messages[state[MESSAGE_COUNT]] = first
@@ -104,6 +106,8 @@ def put_message(
     m["offset"] = state[BYTE_COUNT]
     m["captured"] = captured
     m["length"] = max(d["length"], captured)
+    if d["length"] >= 0 and d["blocks"] * BLOCK >= d["length"]:
+        m["fragment"] = FRAGMENT_NONE  # whole
     m["is_reassembled"] = 1
     for k in range(captured):
         out[state[BYTE_COUNT] + k] = payload[k]
@@ -143,7 +147,8 @@ def reassemble(
             if d["has_first"]:
                 put_message(d, firsts[at], firsts[at], payloads[at], covered[at], messages, out, state)
             begin(d, m, covered[at])
-        add(d, m, data, payloads[at], covered[at])
+        if not add(d, m, data, payloads[at], covered[at]):
+            continue
         if m["fragment"] == FRAGMENT_FIRST and not d["has_first"]:
             d["has_first"] = 1
             firsts[at] = m

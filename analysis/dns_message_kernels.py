@@ -49,7 +49,7 @@ MESSAGE: Final = np.dtype(
         ("qtype", "u2"),
         ("rcode", "u2"),  # with the upper bits of EDNS
         ("transport", "u1"),  # UDP or TCP
-        ("fragment", "u1"),  # FRAGMENT_*
+        ("fragment", "u1"),  # FRAGMENT_*; of a message: FRAGMENT_NONE if it is whole
         ("has_ports", "u1"),  # 0 = a fragment that came before its first one
         ("is_reassembled", "u1"),  # its bytes are not the chunk's: `offset` points into what was put together
         ("is_dns", "u1"),
@@ -63,6 +63,7 @@ MESSAGE: Final = np.dtype(
 NAME_LIMIT: Final = 1024
 ANSWERS_LIMIT: Final = 1 << 16
 HEADER: Final = 12
+ID_AND_FLAGS: Final = 4
 POINTERS_LIMIT: Final = 128
 NAME_WIRE_LIMIT: Final = 255
 A, NS, CNAME, SOA, PTR, MX, TXT, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 15, 16, 28, 33, 41
@@ -131,7 +132,7 @@ def may_be_dns(data: Bytes, p: Record) -> Any:
     if p["fragment"] > FRAGMENT_FIRST:
         return p["protocol"] == UDP
     if low == 53 or high == 53:
-        return p["protocol"] == TCP or p["fragment"] == FRAGMENT_FIRST or p["payload_captured"] >= HEADER
+        return p["protocol"] == TCP or p["fragment"] == FRAGMENT_FIRST or p["payload_captured"] >= ID_AND_FLAGS
     if p["protocol"] == UDP:
         return p["payload_captured"] > HEADER and is_standard(data, p["payload_offset"])
     for port in (1053, 5353, 8053, 9053):
@@ -460,12 +461,15 @@ def is_plausible(data: Bytes, m: Record, qclass: Int) -> Any:
 
 @inner
 def read_message(data: Bytes, m: Record, text: Bytes, used: Int) -> Int:
-    """Fill `m` from its bytes (12 at least); returns where the text now ends."""
+    """Fill `m` from its bytes (id and flags at least); returns where the text now ends."""
     start = m["offset"]
     end = start + m["captured"]
     flags = big_endian(data, start + 2, 2)
-    answers = big_endian(data, start + 6, 2)
-    others = big_endian(data, start + 8, 2) + big_endian(data, start + 10, 2)
+    questions, answers, others = 0, 0, 0
+    if m["captured"] >= HEADER:
+        questions = big_endian(data, start + 4, 2)
+        answers = big_endian(data, start + 6, 2)
+        others = big_endian(data, start + 8, 2) + big_endian(data, start + 10, 2)
     m["trans_id"] = big_endian(data, start, 2)
     m["is_response"] = flags >> 15
     m["truncated"] = (flags >> 9) & 1
@@ -475,7 +479,7 @@ def read_message(data: Bytes, m: Record, text: Bytes, used: Int) -> Int:
     m["qtype"] = 0
     qclass = np.int64(0)
     position = start + HEADER
-    for q in range(big_endian(data, start + 4, 2)):
+    for q in range(questions):
         position, name_end = put_name(data, start, end, position, text, used + m["query_length"])
         if position < 0 or position + 4 > end:
             position = end

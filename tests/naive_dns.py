@@ -108,7 +108,8 @@ def value_of(message: bytes, kind: str, start: int, end: int) -> str:
 
 def read(message: bytes, types: dict[int, str]) -> Message:
     """A message as its row shows it; `types`: names by number. The text of answers has no limit here."""
-    trans_id, flags, questions, answers, authorities, additionals = struct.unpack_from(">6H", message)
+    header = message[:12] if len(message) >= 12 else message[:4] + bytes(8)
+    trans_id, flags, questions, answers, authorities, additionals = struct.unpack(">6H", header)
     position, query, qtype = 12, None, None
     for number in range(questions):
         try:
@@ -206,7 +207,7 @@ def reassembled(fragments: list[Fragment]) -> list[tuple[int, int, bytes]]:
             found.append((f.ts, f.number, waiting.pop(f.datagram).message()))
     for datagram in waiting.values():
         give_up(datagram)
-    return [(ts, number, message) for ts, number, message in found if len(message) >= 12]
+    return [(ts, number, message) for ts, number, message in found if len(message) >= 4]
 
 
 # --- transactions --------------------------------------------------------------------------------------------------
@@ -225,6 +226,7 @@ class Transaction:
     rcode: int | None = None
     search_expansion: bool = False
     status: str = "unanswered"
+    spare: Transaction | None = None  # a response to another question, which answers if nothing better comes
     shared: list[str] = field(default_factory=list)  # labels that a walk has shown to be the application's
 
     def row(self) -> tuple[object, ...]:
@@ -261,6 +263,7 @@ def transact(messages: list[tuple[int, str, int, str, Message]]) -> list[Transac
         latest = same[-1] if same else None
         is_open = latest and latest.status == "unanswered" and ts - latest.last_query_ts <= 300 * SECOND
         if not m.is_response and latest and is_open and latest.query == m.query:
+            latest.spare = None
             latest.attempts += 1
             latest.last_query_ts = ts
         elif not m.is_response:
@@ -269,6 +272,7 @@ def transact(messages: list[tuple[int, str, int, str, Message]]) -> list[Transac
             if m.query is not None:
                 go_on(failures, new, m.query.split("."))
         elif latest and is_open:
+            latest.spare = None
             latest.status, latest.response_ts, latest.rcode = "answered", ts, m.rcode
             empty = m.rcode == 0 and m.counts_no_answers and not m.truncated
             if latest.query is not None and (m.rcode == 3 or empty):
@@ -277,7 +281,22 @@ def transact(messages: list[tuple[int, str, int, str, Message]]) -> list[Transac
             unmatched = Transaction((client, port), m.trans_id, m.query, m.qtype, None, 0, ts, 0, m.rcode)
             unmatched.status = "unmatched_response"
             every.append((flow, unmatched))
-    return [transaction for _, transaction in every]
+            for waiting in asked[-8:]:
+                still_open = waiting.status == "unanswered" and 0 <= ts - waiting.last_query_ts <= 10 * SECOND
+                if still_open and waiting.spare is None:
+                    waiting.spare = unmatched
+                    break
+    return with_spares([transaction for _, transaction in every])
+
+
+def with_spares(every: list[Transaction]) -> list[Transaction]:
+    """At the end, what nothing better came for is answered by its spare response."""
+    for transaction in every:
+        if spare := transaction.spare:
+            transaction.status, transaction.response_ts = "answered", spare.response_ts
+            transaction.rcode = spare.rcode
+    used = [id(transaction.spare) for transaction in every]
+    return [transaction for transaction in every if id(transaction) not in used]
 
 
 def go_on(failures: list[Transaction], new: Transaction, name: list[str]) -> None:

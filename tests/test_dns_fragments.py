@@ -78,6 +78,15 @@ def test_an_incomplete_message_is_given_up_after_a_minute() -> None:
     assert [(row["status"], row["latency_ns"]) for row in capture.rows()] == [("answered", MS), ("unanswered", None)]
 
 
+def test_a_client_that_asks_again_did_not_take_an_incomplete_message() -> None:
+    capture = answered([0, 1])
+    capture.query(5 * SECOND)
+    assert [(row["status"], row["attempts"]) for row in capture.rows()] == [
+        ("unanswered", 2),
+        ("unmatched_response", 0),
+    ]
+
+
 def test_a_query_in_fragments_begins_with_its_last_one() -> None:
     capture = Capture()
     name = ".".join(["x" * 60] * 3)
