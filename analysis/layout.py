@@ -95,6 +95,7 @@ PACKET: Final = np.dtype(
         ("from_orig", "u1"),  # 1 = sent by the flow's orig; set by flows.py
         ("is_copy", "u1"),  # set by flows.py
         ("starts_flow", "u1"),  # STARTS_*; set by flows.py
+        ("waits", "u1"),  # 1 = a fragment whose row waits for the first one to come; set by flows.py
     ],
     align=True,
 )

@@ -50,6 +50,7 @@ Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 OVERLAP_NS: Final = NANOSECONDS
 """Rotated files of one capture may overlap by this much; others that overlap were captured elsewhere."""
+NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 17
 AHEAD: Final = 2
 """Chunks that are read before, and written after, the one that is analysed, if there are threads for it."""
@@ -259,7 +260,7 @@ class _Line:
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
                 dns.feed(chunk.data, chunk.packets)
-                writing.append(write(self._write_packets, node, chunk))
+                writing.append(write(self._write_packets, node, chunk.data, flows.settled()))
                 if len(writing) > AHEAD:
                     writing.popleft().result()
                 if flows.finished >= FLUSH_FLOWS:
@@ -270,13 +271,16 @@ class _Line:
                 written.result()
         flows.finish()
         dns.finish()
+        self._write_packets(node, NO_BYTES, flows.settled())
         self._write_flows(node, flows, retransmits)
         self._write_retransmits(node, retransmits)
         self._write_dns(node, dns)
 
-    def _write_packets(self, node: str, chunk: Chunk) -> None:
-        table = packets_table(chunk.data, chunk.packets, self._segment_names, self._points.names)
-        self._batch.add("packets", table, node)
+    def _write_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records) -> None:
+        """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
+        if len(packets):
+            table = packets_table(data, packets, self._segment_names, self._points.names)
+            self._batch.add("packets", table, node)
 
     def _write_flows(self, node: str, flows: Flows, retransmits: Retransmits) -> None:
         accounts, sides, history, server_names, minutes = flows.rows()

@@ -24,6 +24,8 @@ CUT_AT_EVERY_PACKET = (
     "dns/zeek__dns-two-responses.pcap",
     "ip_frag/zeek__ipv6-fragmented-dns.pcap",
     "ip_frag/nfstream__dns_fragmented.pcap",
+    "ip_frag/pcpp__ip4_fragments.pcap",
+    "ip_frag/pcpp__ipv6-frag.pcap",
     "ip_frag/suricata__defrag-bug-6887-defrag-ipv4-tcp-syn__frag-ip-tcp-syn.pcap",
     "pcapng/arkime__bigendian.pcap",
     "tunnels/zeek__vxlan.pcap",

@@ -36,7 +36,7 @@ PACKETS_EACH = 400 if JITTED else 40
 MUTATIONS_EACH = 12 if JITTED else 2
 
 SET_BY_FLOWS = {
-    "flow", "flow_uid", "from_a", "from_orig", "is_copy", "starts_flow",
+    "flow", "flow_uid", "from_a", "from_orig", "is_copy", "starts_flow", "waits",
     "earlier_ip_bytes", "earlier_payload", "earlier_fragments",
 }  # fmt: skip
 TRANSPORT_FIELDS = {
