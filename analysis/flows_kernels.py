@@ -101,7 +101,7 @@ OTHER_TIMEOUT_NS = 60 * NANOSECONDS
 
 POINT_NAMED = 0
 POINT_UNNAMED = 1  # one interface, without a name: a merged or mirrored capture shows packets more than once
-POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL)
+POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL, NFLOG)
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True)

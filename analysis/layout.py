@@ -317,6 +317,7 @@ LINKTYPE_LOOP: Final = 108
 LINKTYPE_SLL: Final = 113
 LINKTYPE_IPV4: Final = 228
 LINKTYPE_IPV6: Final = 229
+LINKTYPE_NFLOG: Final = 239
 LINKTYPE_SLL2: Final = 276
 DECODED_LINK_TYPES: Final = frozenset(
     [
@@ -332,6 +333,7 @@ DECODED_LINK_TYPES: Final = frozenset(
         LINKTYPE_SLL,
         LINKTYPE_IPV4,
         LINKTYPE_IPV6,
+        LINKTYPE_NFLOG,
         LINKTYPE_SLL2,
     ]
 )

@@ -35,6 +35,7 @@ from analysis.layout import (
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
     DECODED_LINK_TYPES,
+    LINKTYPE_NFLOG,
     LINKTYPE_SLL,
     LINKTYPE_SLL2,
     NANOSECONDS,
@@ -356,7 +357,8 @@ class ObservationPoints:
         self._numbers: dict[tuple[str, str | None, int], int] = {}
 
     def of(self, node: str, name: str | None, link_type: int) -> int:
-        kind = POINT_MIXED if link_type == LINKTYPE_SLL else POINT_NAMED if name else POINT_UNNAMED
+        is_mixed = link_type in (LINKTYPE_SLL, LINKTYPE_NFLOG)
+        kind = POINT_MIXED if is_mixed else POINT_NAMED if name else POINT_UNNAMED
         return self._number(node, name, kind)
 
     def tell_apart(self, node: str, packets: Records) -> None:
