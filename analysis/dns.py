@@ -1,12 +1,16 @@
 """DNS transactions: each question with its answer, or without one.
 
-**What is DNS.** UDP, and TCP with its two-byte lengths, at port 53. Resolvers in clusters listen elsewhere, too: at any
-other UDP port, and at TCP ports 1053, 5353, 8053 and 9053, a message counts if it is a standard query with one usual
-question, or the response to one. NetBIOS names (port 137) look the same and are not.
+**What is DNS.** UDP, and TCP with its two-byte lengths, at port 53, of which id and flags are enough. Resolvers in
+clusters listen elsewhere, too: at any other UDP port, and at TCP ports 1053, 5353, 8053 and 9053, a message counts if
+it is a standard query with one usual question, or the response to one. NetBIOS names (port 137) look the same and
+are not.
 
 Multicast DNS and LLMNR have no transactions between one client and one server (a query has no addressee, mDNS ids are
 0, responses carry no question: RFC 6762, RFC 4795): packets to a multicast address, between two ports 5353, or at port
-5355 are left out. So are later IP fragments: of a fragmented message counts what its first fragment has, and when.
+5355 are left out.
+
+IP fragments of UDP are put together first (dns_fragments.py): a message counts at the time of the fragment that
+completed it.
 
 **What belongs together.** Messages of one flow (one 5-tuple at one observation point) with the same id, the same client
 and the same question (name without case, and type). Who is client is told by the QR bit.
@@ -15,8 +19,11 @@ and the same question (name without case, and type). Who is client is told by th
   podtap differs from Wireshark, which opens a new transaction 5 s after the first query.
 - The first response closes it. Further responses within 10 s are duplicates, and no rows. The same query after
   the answer opens a new transaction.
-- A response whose question was not asked is an unmatched_response, and what is open stays open. Wireshark does
-  not compare questions. A response without a readable question belongs to the latest query with its id.
+- A response without a readable question belongs to the latest query with its id.
+- A response whose question was not asked may be a damaged one, or a forged one. It stands by for the earliest open
+  query with its id, of the last 10 s, and answers it if nothing better comes: neither a response to what was asked,
+  nor the query again, by which the client says that it did not take the response. Else it is an
+  unmatched_response, and what is open stays open. Wireshark does not compare questions.
 - What has no answer after 5 minutes is unanswered, and so is what is open at the end.
 
 **Search lists.** A transaction is a search expansion if it was answered by NXDOMAIN, or NOERROR without answers, and
@@ -43,6 +50,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import dns_kernels as kernels
+from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, TYPE_NAMES, find_candidates, read_messages
 from analysis.dns_streams import Streams
 from analysis.layout import TCP, UDP
@@ -94,6 +102,7 @@ class Dns:
     """The transactions of one recording; carries its state over chunks and file borders."""
 
     def __init__(self) -> None:
+        self._fragments = Fragments(MESSAGE)
         self._streams = Streams()
         self._candidates = np.zeros(0, MESSAGE)
         self._read_text = np.zeros(READ_TEXT_BYTES, np.uint8)
@@ -108,7 +117,9 @@ class Dns:
             self._candidates = np.zeros(len(packets), MESSAGE)
         found = find_candidates(data, packets, self._candidates)
         if found:
-            self._transact(data, *self._streams.feed(data, self._candidates[:found]))
+            messages, datagrams = self._fragments.feed(data, self._candidates[:found])
+            messages, streams = self._streams.feed(data, messages)
+            self._transact(data, *_joined(messages, datagrams, streams))
 
     def rows(self) -> DnsRows:
         """The transactions finished since the last call. Those that are open, or just failed, wait."""
@@ -123,17 +134,18 @@ class Dns:
 
     def finish(self) -> None:
         """The recording ends: what is open is unanswered."""
-        messages, streams = self._streams.finish(MESSAGE)
-        self._transact(np.zeros(1, np.uint8), messages, streams)
+        nothing = np.zeros(1, np.uint8)
+        self._transact(nothing, *self._fragments.finish())
+        self._transact(nothing, *self._streams.finish(MESSAGE))
         self._sweep(patience=np.iinfo(np.int64).min, walk_patience=np.iinfo(np.int64).min)
         self._collect()
 
     def _transact(
-        self, data: npt.NDArray[np.uint8], messages: npt.NDArray[np.void], streams: npt.NDArray[np.uint8]
+        self, data: npt.NDArray[np.uint8], messages: npt.NDArray[np.void], reassembled: npt.NDArray[np.uint8]
     ) -> None:
         first = 0
         while first < len(messages):
-            read = read_messages(data, streams, messages, first, self._read_text)
+            read = read_messages(data, reassembled, messages, first, self._read_text)
             while first < read:
                 first = kernels.transact(
                     messages[:read], first, self._read_text, self._transactions, self._keys, self._values,
@@ -156,6 +168,7 @@ class Dns:
         is_taken = records["phase"] == kernels.TAKEN
         is_needed = ~is_taken | (recent & (records["status"] == kernels.ANSWERED))
         kept = records.view(OPAQUE)[is_needed].view(kernels.TRANSACTION)
+        kept["spare"] = np.where(kept["spare"] >= 0, (np.cumsum(is_needed) - 1)[kept["spare"]], -1)
         for length in ("query_length", "answers_length"):
             kept[length][kept["phase"] == kernels.TAKEN] = 0
         query, query_ends = self._gather(kept["query_offset"], kept["query_length"])
@@ -209,6 +222,16 @@ class Dns:
         valid = np.packbits(lengths > 0, bitorder="little")
         buffers = [pa.py_buffer(part.tobytes()) for part in (ends, text, valid)]
         return pa.StringArray.from_buffers(len(lengths), buffers[0], buffers[1], buffers[2])
+
+
+def _joined(
+    messages: npt.NDArray[np.void], datagrams: npt.NDArray[np.uint8], streams: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint8]]:
+    """One array of bytes for all messages that were put together."""
+    if datagrams.size:
+        messages["offset"][(messages["transport"] == UDP) & (messages["is_reassembled"] != 0)] += streams.size
+        streams = np.concatenate([streams, datagrams])
+    return messages, streams
 
 
 def to_arrow(rows: DnsRows) -> dict[str, pa.Array[Any]]:

@@ -8,6 +8,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.layout import FRAGMENT_NONE
+
 Bytes = npt.NDArray[np.uint8]
 Int = Any  # of Python, or of numpy where numba is off
 Record = Any
@@ -39,6 +41,8 @@ TRANSACTION: Final = np.dtype(
         ("response_segment", "i4"),  # -1 = no response seen
         ("interface", "i4"),
         ("attempts", "i4"),
+        ("dialogue_previous", "i4"),  # the query before this one in its dialogue; -1 = none
+        ("spare", "i4"),  # the response that answers it if nothing better comes; -1 = none
         ("walk_previous", "i4"),  # the failure before this one under the same walk key; -1 = none
         ("walk_prefix", "i4"),  # bytes of the name before the search suffix, where a walk has shown it; else 0
         ("client_port", "u2"),
@@ -48,7 +52,7 @@ TRANSACTION: Final = np.dtype(
         ("rcode", "u2"),
         ("transport", "u1"),
         ("status", "u1"),  # ANSWERED, UNANSWERED, UNMATCHED_RESPONSE
-        ("phase", "u1"),  # OPEN, HELD, DONE, TAKEN
+        ("phase", "u1"),  # OPEN, HELD, DONE, TAKEN, SPARE
         ("truncated", "u1"),
         ("search_expansion", "u1"),
     ],
@@ -63,6 +67,7 @@ OPEN: Final = 0  # waits for its response
 HELD: Final = 1  # failed; waits whether the client goes on with another search suffix
 DONE: Final = 2  # a row that nobody has taken yet
 TAKEN: Final = 3  # its row is gone; remembered so that a second response is known as one
+SPARE: Final = 4  # a response to another question than was asked; waits whether its query gets a better one
 
 # What lasts between two calls, as positions in one int64 array.
 COUNT, TEXT_USED, DONE_COUNT, SINCE_SWEEP, CLOCK, STATE_SIZE = range(6)
@@ -72,6 +77,8 @@ UNANSWERED_AFTER_NS: Final = 300 * SECOND
 DUPLICATE_WITHIN_NS: Final = 10 * SECOND
 WALK_WITHIN_NS: Final = 10 * SECOND
 WALK_CANDIDATES: Final = 8
+SPARE_WITHIN_NS: Final = 10 * SECOND
+SPARE_CANDIDATES: Final = 8
 SWEEP_EVERY: Final = 1 << 17
 NXDOMAIN: Final = 3
 NO_QUESTION: Final = np.uint64(0)
@@ -163,8 +170,25 @@ def find_transaction(dialogue: Int, question: Int, transactions: Records, keys: 
 @inner
 def enter(t: Record, index: Int, keys: Keys, values: Indexes) -> None:
     """Let a transaction be found by its question, and as the latest of its dialogue."""
+    latest = mix(t["dialogue"], NO_QUESTION)
+    t["dialogue_previous"] = values[find(keys, values, latest)]
     remember(keys, values, mix(t["dialogue"], t["question"]), index)
-    remember(keys, values, mix(t["dialogue"], NO_QUESTION), index)
+    remember(keys, values, latest, index)
+
+
+@inner
+def find_waiting(dialogue: Int, ts: Int, transactions: Records, keys: Keys, values: Indexes) -> Int:
+    """The earliest open query of a dialogue that has no spare response, and is not too old for one; -1 for none."""
+    found = np.int64(-1)
+    index = np.int64(values[find(keys, values, mix(dialogue, NO_QUESTION))])
+    for _ in range(SPARE_CANDIDATES):
+        if index < 0:
+            break
+        t = transactions[index]
+        if t["phase"] == OPEN and t["spare"] < 0 and 0 <= ts - t["last_query_ts"] <= SPARE_WITHIN_NS:
+            found = index
+        index = np.int64(t["dialogue_previous"])
+    return found
 
 
 @inner
@@ -200,6 +224,32 @@ def finish(t: Record, index: Int, done: Indexes, state: Integers) -> None:
     t["phase"] = DONE
     done[state[DONE_COUNT]] = index
     state[DONE_COUNT] += 1
+
+
+@inner
+def dismiss_spare(t: Record, transactions: Records, done: Indexes, state: Integers) -> None:
+    """The query got a better response, or its client asks again: the spare one answers nothing."""
+    if t["spare"] >= 0:
+        finish(transactions[t["spare"]], t["spare"], done, state)
+        t["spare"] = -1
+
+
+@inner
+def take_spare(t: Record, transactions: Records) -> None:
+    """Nothing better came: let the spare response answer."""
+    if t["spare"] < 0:
+        return
+    spare = transactions[t["spare"]]
+    spare["phase"] = TAKEN
+    t["spare"] = -1
+    t["status"] = ANSWERED
+    t["rcode"] = spare["rcode"]
+    t["truncated"] = spare["truncated"]
+    t["response_ts"] = spare["response_ts"]
+    t["response_frame"] = spare["response_frame"]
+    t["response_segment"] = spare["response_segment"]
+    t["answers_offset"] = spare["answers_offset"]
+    t["answers_length"] = spare["answers_length"]
 
 
 @inner
@@ -261,6 +311,8 @@ def begin(t: Record, m: Record, dialogue: Int, question: Int) -> None:
     t["answers_length"] = 0
     t["interface"] = m["interface"]
     t["attempts"] = 0 if response else 1
+    t["dialogue_previous"] = -1
+    t["spare"] = -1
     t["walk_previous"] = -1
     t["walk_prefix"] = 0
     t["trans_id"] = m["trans_id"]
@@ -321,8 +373,11 @@ def transact(
         f = transactions[max(found, 0)]
         t = transactions[index]  # the new one, if there is to be one
         is_open = found >= 0 and f["phase"] == OPEN and m["ts"] - f["last_query_ts"] <= UNANSWERED_AFTER_NS
+        # A minute later a fragment is known to be all that came: if the client asked again, it did not take it.
+        is_late = m["fragment"] != FRAGMENT_NONE and f["attempts"] > 1 and m["ts"] < f["last_query_ts"]
         if m["is_response"] == 0:
             if is_open and f["question"] == question:
+                dismiss_spare(f, transactions, done, state)
                 f["attempts"] += 1
                 f["last_query_ts"] = m["ts"]
                 continue
@@ -330,7 +385,8 @@ def transact(
             keep_question(t, m, source, text, state)
             enter(t, index, keys, values)
             continue_walk(t, transactions, keys, values, text, done, state)
-        elif is_open:
+        elif is_open and not is_late:
+            dismiss_spare(f, transactions, done, state)
             keep_response(f, m, source, text, state)
             f["status"] = ANSWERED
             empty = m["rcode"] == 0 and m["no_answers"] != 0 and m["truncated"] == 0
@@ -343,7 +399,12 @@ def transact(
             begin(t, m, dialogue, question)
             keep_question(t, m, source, text, state)
             keep_response(t, m, source, text, state)
-            finish(t, index, done, state)
+            waiting = find_waiting(dialogue, m["ts"], transactions, keys, values)
+            if waiting >= 0:
+                t["phase"] = SPARE
+                transactions[waiting]["spare"] = index
+            else:
+                finish(t, index, done, state)
     return messages.size
 
 
@@ -359,6 +420,7 @@ def sweep(transactions: Records, done: Indexes, state: Integers, patience: Int, 
         if (t["phase"] == OPEN and state[CLOCK] - t["last_query_ts"] > patience) or (
             t["phase"] == HELD and state[CLOCK] - t["response_ts"] > walk_patience
         ):
+            take_spare(t, transactions)
             finish(t, i, done, state)
         still_open += t["phase"] == OPEN
     return still_open
@@ -369,6 +431,8 @@ def index(transactions: Records, count: Int, keys: Keys, values: Indexes, text: 
     """Enter the keys of the first `count` transactions into an empty table."""
     for i in range(count):
         t = transactions[i]
+        if t["phase"] == SPARE:
+            continue
         enter(t, i, keys, values)
         t["walk_previous"] = remember(keys, values, walk_key(t, text), i) if t["phase"] == HELD else -1
 

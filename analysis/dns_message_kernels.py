@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from analysis.layout import FRAGMENT_FIRST, TCP, UDP
+from analysis.layout import FRAGMENT_FIRST, FRAGMENT_NONE, TCP, UDP
 
 Bytes = npt.NDArray[np.uint8]
 Int = Any  # of Python, or of numpy where numba is off
@@ -29,7 +29,8 @@ MESSAGE: Final = np.dtype(
         ("src_lo", "u8"),
         ("dst_hi", "u8"),
         ("dst_lo", "u8"),
-        ("offset", "i8"),  # of the message (of a TCP packet's payload, before reassembly)
+        ("datagram", "u8"),  # tells which fragments belong together
+        ("offset", "i8"),  # of the message (of a packet's payload, before reassembly)
         ("captured", "i8"),  # bytes there
         ("length", "i8"),  # bytes on the wire
         ("query_offset", "i8"),  # of the name in the text; this and all below: set by read_messages
@@ -43,10 +44,14 @@ MESSAGE: Final = np.dtype(
         ("tcp_flags", "u2"),
         ("src_port", "u2"),
         ("dst_port", "u2"),
+        ("fragment_offset", "u2"),
         ("trans_id", "u2"),
         ("qtype", "u2"),
         ("rcode", "u2"),  # with the upper bits of EDNS
         ("transport", "u1"),  # UDP or TCP
+        ("fragment", "u1"),  # FRAGMENT_*; of a message: FRAGMENT_NONE if it is whole
+        ("has_ports", "u1"),  # 0 = a fragment that came before its first one
+        ("is_reassembled", "u1"),  # its bytes are not the chunk's: `offset` points into what was put together
         ("is_dns", "u1"),
         ("is_response", "u1"),
         ("truncated", "u1"),  # TC bit
@@ -58,6 +63,7 @@ MESSAGE: Final = np.dtype(
 NAME_LIMIT: Final = 1024
 ANSWERS_LIMIT: Final = 1 << 16
 HEADER: Final = 12
+ID_AND_FLAGS: Final = 4
 POINTERS_LIMIT: Final = 128
 NAME_WIRE_LIMIT: Final = 255
 A, NS, CNAME, SOA, PTR, MX, TXT, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 15, 16, 28, 33, 41
@@ -123,8 +129,10 @@ def may_be_dns(data: Bytes, p: Record) -> Any:
     low, high = min(p["src_port"], p["dst_port"]), max(p["src_port"], p["dst_port"])
     if low == 137 or high == 137 or low == 5355 or high == 5355 or (low == 5353 and high == 5353):
         return False  # NetBIOS names, LLMNR, multicast DNS
+    if p["fragment"] > FRAGMENT_FIRST:
+        return p["protocol"] == UDP
     if low == 53 or high == 53:
-        return p["protocol"] == TCP or p["payload_captured"] >= HEADER
+        return p["protocol"] == TCP or p["fragment"] == FRAGMENT_FIRST or p["payload_captured"] >= ID_AND_FLAGS
     if p["protocol"] == UDP:
         return p["payload_captured"] > HEADER and is_standard(data, p["payload_offset"])
     for port in (1053, 5353, 8053, 9053):
@@ -133,15 +141,33 @@ def may_be_dns(data: Bytes, p: Record) -> Any:
     return False
 
 
+@inner
+def datagram_key(p: Record) -> Any:
+    """Of the IP datagram that a fragment is of: a hash of its ends and id, and where it was seen; xorshift."""
+    h = np.uint64(p["ip_id"])
+    place = np.int64(p["interface"]) << 40 | np.int64(p["direction"]) << 32
+    mark = (np.int64(p["vlan"]) + 1) << 32 | np.int64(p["vni"]) + 1
+    for value in (p["src_hi"], p["src_lo"], p["dst_hi"], p["dst_lo"], np.uint64(place), np.uint64(mark)):
+        h ^= value
+        h ^= h << np.uint64(13)
+        h ^= h >> np.uint64(7)
+        h ^= h << np.uint64(17)
+    return h
+
+
 @kernel
 def find_candidates(data: Bytes, packets: Records, candidates: Records) -> Int:
-    """Copy what DNS needs of each packet that may carry it; returns how many. All TCP packets at a DNS port count."""
+    """Copy what DNS needs of each packet that may carry it; returns how many.
+
+    All TCP packets at a DNS port count, and all later fragments of UDP: whether theirs is a DNS message is known by
+    the first one.
+    """
     found = 0
     for i in range(packets.size):
         p = packets[i]
-        if (p["protocol"] != UDP and p["protocol"] != TCP) or p["ip_version"] == 0 or p["has_ports"] == 0:
+        if (p["protocol"] != UDP and p["protocol"] != TCP) or p["ip_version"] == 0 or p["is_copy"] != 0:
             continue
-        if p["fragment"] > FRAGMENT_FIRST or p["is_copy"] != 0:
+        if p["has_ports"] == 0 and p["fragment"] <= FRAGMENT_FIRST:
             continue
         if p["payload_captured"] > 0 and not 0 <= p["payload_offset"] <= data.size - p["payload_captured"]:
             continue
@@ -167,6 +193,11 @@ def find_candidates(data: Bytes, packets: Records, candidates: Records) -> Int:
         m["src_port"] = p["src_port"]
         m["dst_port"] = p["dst_port"]
         m["transport"] = p["protocol"]
+        m["fragment"] = p["fragment"] if p["protocol"] == UDP else FRAGMENT_NONE
+        m["fragment_offset"] = p["fragment_offset"]
+        m["has_ports"] = p["has_ports"]
+        m["datagram"] = datagram_key(p) if m["fragment"] != FRAGMENT_NONE else 0
+        m["is_reassembled"] = 0
         found += 1
     return found
 
@@ -430,12 +461,15 @@ def is_plausible(data: Bytes, m: Record, qclass: Int) -> Any:
 
 @inner
 def read_message(data: Bytes, m: Record, text: Bytes, used: Int) -> Int:
-    """Fill `m` from its bytes (12 at least); returns where the text now ends."""
+    """Fill `m` from its bytes (id and flags at least); returns where the text now ends."""
     start = m["offset"]
     end = start + m["captured"]
     flags = big_endian(data, start + 2, 2)
-    answers = big_endian(data, start + 6, 2)
-    others = big_endian(data, start + 8, 2) + big_endian(data, start + 10, 2)
+    questions, answers, others = 0, 0, 0
+    if m["captured"] >= HEADER:
+        questions = big_endian(data, start + 4, 2)
+        answers = big_endian(data, start + 6, 2)
+        others = big_endian(data, start + 8, 2) + big_endian(data, start + 10, 2)
     m["trans_id"] = big_endian(data, start, 2)
     m["is_response"] = flags >> 15
     m["truncated"] = (flags >> 9) & 1
@@ -445,7 +479,7 @@ def read_message(data: Bytes, m: Record, text: Bytes, used: Int) -> Int:
     m["qtype"] = 0
     qclass = np.int64(0)
     position = start + HEADER
-    for q in range(big_endian(data, start + 4, 2)):
+    for q in range(questions):
         position, name_end = put_name(data, start, end, position, text, used + m["query_length"])
         if position < 0 or position + 4 > end:
             position = end
@@ -469,12 +503,12 @@ def read_message(data: Bytes, m: Record, text: Bytes, used: Int) -> Int:
 
 
 @kernel
-def read_messages(data: Bytes, streams: Bytes, messages: Records, first: Int, text: Bytes) -> Int:
+def read_messages(data: Bytes, reassembled: Bytes, messages: Records, first: Int, text: Bytes) -> Int:
     """Read messages from number `first` on, while the text has room; returns the number of the first unread one."""
     used = np.int64(0)
     for i in range(first, messages.size):
         if text.size - used < NAME_LIMIT + ANSWERS_LIMIT:
             return i
         m = messages[i]
-        used = read_message(streams if m["transport"] == TCP else data, m, text, used)
+        used = read_message(reassembled if m["is_reassembled"] else data, m, text, used)
     return messages.size

@@ -166,5 +166,6 @@ class Streams:
             records["offset"][i] = len(streams)
             records["captured"][i] = len(message)
             records["length"][i] = length
+            records["is_reassembled"][i] = 1
             streams += message
         return records, np.frombuffer(streams, np.uint8)

@@ -10,8 +10,9 @@ A flow is one 5-tuple at one observation point, in both directions, bounded in t
 - At one interface, packets of one direction all have the same in/out mark, VLAN and VNI. Others were observed at
   another place on their way (or are another tenant's) and make a flow of their own. The two directions may differ:
   Weave and Cilium put the sender into the VNI.
-- Later IP fragments go with the first one, by its id. One that came before its first fragment is
-  counted in the flow, but its own row in packets names none: the row may be written by then.
+- Later IP fragments go with the first one, by its id. The row of one that came before its first fragment waits for
+  that one, across chunks and files, for as long as a datagram may (a minute from fragment to fragment), and there
+  are places for 4,096: else it names no flow.
 - ICMP flows are Zeek's: (type, counterpart type) take the place of ports; errors are one-way.
 
 `conn_state` and `history` follow Zeek (base/protocols/conn/main.zeek, TCPSessionAdapter.cc); no letter C, since
@@ -29,7 +30,7 @@ import pyarrow as pa
 from analysis import accounts_kernels as accounts
 from analysis import columns, flows_kernels
 from analysis.columns_kernels import write_community_ids
-from analysis.layout import ICMP, ICMPV6, NANOSECONDS, TCP, UDP
+from analysis.layout import ICMP, ICMPV6, NANOSECONDS, PACKET, TCP, UDP
 
 Records = npt.NDArray[Any]
 
@@ -52,6 +53,9 @@ class Flows:
         self._sides = np.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
         self._recent = np.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
         self._fragments = np.zeros(flows_kernels.FRAGMENTED_DATAGRAMS, flows_kernels.FRAGMENT)
+        self._early = np.zeros(flows_kernels.EARLY_FRAGMENTS + 1, PACKET)
+        self._early_links = np.roll(np.arange(flows_kernels.EARLY_FRAGMENTS + 1, dtype=np.int32), -1)
+        self._settled: list[Records] = []
         self._table = np.full(4 * FIRST_SLOTS, -1, np.int32)
         self._free = np.zeros(FIRST_SLOTS + 1, np.int32)
         self._accounts = accounts.Accounts(
@@ -70,11 +74,27 @@ class Flows:
         `points` (flows_kernels.POINT_*) and `point_hashes` are by observation point.
         """
         self._make_room(len(packets))
+        fragments = int(np.count_nonzero(packets["fragment"]))
+        settled = np.empty(len(self._early) + fragments if fragments else 0, PACKET)
         with np.errstate(over="ignore"):
-            self.used = flows_kernels.assign(
-                packets, self._table, self.slots, self._sides, self._recent, self._fragments, points, point_hashes,
-                self._free, self.used,
+            self.used, count = flows_kernels.assign(
+                packets, self._table, self.slots, self._sides, self._recent, self._fragments, self._early,
+                self._early_links, settled, points, point_hashes, self._free, self.used,
             )  # fmt: skip
+        if fragments and packets["waits"].any():
+            self._settled.append(packets[packets["waits"] == 0])
+        else:
+            self._settled.append(packets)
+        if count:
+            self._settled.append(settled[:count].copy())
+
+    def settled(self) -> Records:
+        """Assigned PACKET[n], since the last call, that know all they will of their flow.
+
+        Not among them: fragments that wait for their first one. Among them: those that did.
+        """
+        settled, self._settled = self._settled, []
+        return settled[0] if len(settled) == 1 else np.concatenate(settled or [self._early[:0]])
 
     def account(self, data: npt.NDArray[np.uint8], packets: Records, verdicts: Records) -> None:
         """Add assigned PACKET[n], and what was said of each (VERDICT[n]), to the flows' accounts."""
@@ -99,6 +119,9 @@ class Flows:
     def finish(self) -> None:
         """The recording ends, and with it all flows."""
         self._close(np.ones(self.used, np.bool_))
+        settled = np.empty(len(self._early), PACKET)
+        count = flows_kernels.give_up_early(self._fragments, self._early, self._early_links, settled)
+        self._settled.append(settled[:count])
 
     def rows(self) -> tuple[Records, Records, npt.NDArray[np.uint8], list[str | None], Records]:
         """What was finished since the last call: ACCOUNT[n], ACCOUNT_SIDE[2n], histories, server names, MINUTE[m]."""

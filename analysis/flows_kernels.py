@@ -79,23 +79,29 @@ FRAGMENT = np.dtype(
         ("first_ts", "i8"),
         ("ip_bytes", "u4"),
         ("payload", "u4"),
+        ("early", "i4"),  # the last of the fragments that wait for the first one, 0 = none
         ("src_port", "u2"),
         ("dst_port", "u2"),
         ("packets", "u2"),
+        ("has_first", "u1"),
         ("has_ports", "u1"),
+        ("icmp_type", "u1"),
+        ("icmp_code", "u1"),
     ],
     align=True,
 )
 """A fragmented datagram: the ports of its first fragment, or how much came before that one."""
 FRAGMENTED_DATAGRAMS = 4096
 FRAGMENT_TIMEOUT_NS = 60 * NANOSECONDS
+EARLY_FRAGMENTS = 4096
+"""So many wait at most; rows of more are written without a flow."""
 
 TCP_TIMEOUT_NS = 300 * NANOSECONDS
 OTHER_TIMEOUT_NS = 60 * NANOSECONDS
 
 POINT_NAMED = 0
 POINT_UNNAMED = 1  # one interface, without a name: a merged or mirrored capture shows packets more than once
-POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL)
+POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL, NFLOG)
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
@@ -206,43 +212,94 @@ def slot_hash(slot, interface):
 
 
 @inner
-def resolve_fragment(p, fragments):
+def follow_first_fragment(p, first):
+    """What a later fragment knows from the first one: a FRAGMENT or that PACKET itself."""
+    p["has_ports"] = first["has_ports"]
+    p["src_port"] = first["src_port"]
+    p["dst_port"] = first["dst_port"]
+    if p["protocol"] == ICMP or p["protocol"] == ICMPV6:
+        p["icmp_type"] = first["icmp_type"]
+        p["icmp_code"] = first["icmp_code"]
+
+
+@inner
+def release_early(entry, early, links, settled, count):
+    """The rows of fragments that came before their first one wait no longer; returns how many are settled now."""
+    k = np.int64(entry["early"])
+    entry["early"] = 0
+    while k > 0:
+        settled[count] = early[k]
+        count += 1
+        following = np.int64(links[k])
+        links[k] = links[0]
+        links[0] = k
+        k = following
+    return count
+
+
+@inner
+def resolve_fragment(p, fragments, early, links, settled, count):
     """Gives later fragments the ports of their first one, by (addresses, protocol, id).
 
-    Returns whether the packet's ports are known. Fragments that came before the first one are added up and handed
-    over to it.
+    Returns the datagram's place in `fragments`, -1 if the packet's ports are not known, and how many are settled.
+    Fragments that came before the first one are added up and handed over to it; copies of them wait in `early`.
     """
     key = mix(mix(mix(p["src_hi"] ^ p["src_lo"], p["dst_hi"]), p["dst_lo"]), np.uint64(p["ip_id"]))
     key = mix(key, (np.uint64(p["protocol"]) << np.uint64(32)) | np.uint64(p["interface"]))
-    entry = fragments[np.int64(key % np.uint64(FRAGMENTED_DATAGRAMS))]
+    place = np.int64(key % np.uint64(FRAGMENTED_DATAGRAMS))
+    entry = fragments[place]
     known = entry["key"] == key and p["ts"] - entry["ts"] < FRAGMENT_TIMEOUT_NS
     if not known:
+        count = release_early(entry, early, links, settled, count)
         entry["key"] = key
-        entry["has_ports"] = 0
+        entry["has_first"] = 0
         entry["packets"] = 0
         entry["ip_bytes"] = 0
         entry["payload"] = 0
         entry["first_ts"] = p["ts"]
     entry["ts"] = p["ts"]
     if p["fragment"] == FRAGMENT_FIRST:
+        entry["has_first"] = 1
         entry["has_ports"] = p["has_ports"]
         entry["src_port"] = p["src_port"]
         entry["dst_port"] = p["dst_port"]
+        entry["icmp_type"] = p["icmp_type"]
+        entry["icmp_code"] = p["icmp_code"]
         p["earlier_fragments"] = entry["packets"]
         p["earlier_ts"] = entry["first_ts"]
         p["earlier_ip_bytes"] = entry["ip_bytes"]
         p["earlier_payload"] = entry["payload"]
         entry["packets"] = 0
-        return True
-    if entry["has_ports"]:
-        p["has_ports"] = 1
-        p["src_port"] = entry["src_port"]
-        p["dst_port"] = entry["dst_port"]
-        return True
+        return place, count
+    if entry["has_first"]:
+        follow_first_fragment(p, entry)
+        return place, count
     entry["packets"] += 1
     entry["ip_bytes"] += p["ip_length"]
     entry["payload"] += p["payload_length"]
-    return False
+    k = np.int64(links[0])
+    if k > 0:
+        links[0] = links[k]
+        links[k] = entry["early"]
+        entry["early"] = k
+        p["waits"] = 1
+        early[k] = p
+    return np.int64(-1), count
+
+
+@inner
+def name_early(p, entry, early, links, settled, count):
+    """Gives the flow of a first fragment to those that came before it."""
+    k = np.int64(entry["early"])
+    while k > 0:
+        e = early[k]
+        follow_first_fragment(e, p)
+        e["flow"] = p["flow"]
+        e["flow_uid"] = p["flow_uid"]
+        e["flow_first_seen"] = p["flow_first_seen"]
+        e["from_orig"] = p["from_orig"]
+        k = np.int64(links[k])
+    return release_early(entry, early, links, settled, count)
 
 
 @inner
@@ -379,23 +436,28 @@ def mark_copy(p, recent, first, me, mixed):
 
 
 @kernel
-def assign(packets, table, slots, sides, recent, fragments, points, point_hashes, free, used):
+def assign(
+    packets, table, slots, sides, recent, fragments, early, links, settled, points, point_hashes, free, used
+):  # fmt: skip
     """Sets flow, flow_uid, from_orig, starts_flow and is_copy of each packet, in order.
 
     `table` (open addressing, power of two, -1 = empty) holds heads of `slots`. `free` is a stack of free slots with
     its height in free[-1]; then come those from `used` on. Room for one new slot per packet is the caller's to give.
-    Returns the new `used`.
+    `early` are fragments that wait for their first one, from place 1 on; `links` says which is the next of its
+    datagram, or the next free place, the first of which is links[0]. Those that wait no longer go to `settled`.
+    Returns the new `used`, and how many are settled.
     """
     mask = np.uint64(len(table) - 1)
+    count = 0
     for i in range(len(packets)):
         p = packets[i]
         if not p["ip_version"]:
             continue
         protocol = p["protocol"]
-        known = True
+        datagram = np.int64(0)
         if p["fragment"] != FRAGMENT_NONE:
-            known = resolve_fragment(p, fragments)
-        if not known:
+            datagram, count = resolve_fragment(p, fragments, early, links, settled, count)
+        if datagram < 0:
             continue
         one_way = False
         src_port = np.int64(p["src_port"]) if p["has_ports"] else np.int64(0)
@@ -483,7 +545,18 @@ def assign(packets, table, slots, sides, recent, fragments, points, point_hashes
         p["starts_flow"] = starts
         if point != POINT_NAMED:
             mark_copy(p, recent, (2 * index + side) * RECENT_PACKETS, me, point == POINT_MIXED)
-    return used
+        if p["earlier_fragments"]:
+            count = name_early(p, fragments[datagram], early, links, settled, count)
+    return used, count
+
+
+@kernel
+def give_up_early(fragments, early, links, settled):
+    """Settles all fragments that still wait; returns how many."""
+    count = 0
+    for place in range(len(fragments)):
+        count = release_early(fragments[place], early, links, settled, count)
+    return count
 
 
 @kernel

@@ -95,6 +95,7 @@ PACKET: Final = np.dtype(
         ("from_orig", "u1"),  # 1 = sent by the flow's orig; set by flows.py
         ("is_copy", "u1"),  # set by flows.py
         ("starts_flow", "u1"),  # STARTS_*; set by flows.py
+        ("waits", "u1"),  # 1 = a fragment whose row waits for the first one to come; set by flows.py
     ],
     align=True,
 )
@@ -316,6 +317,7 @@ LINKTYPE_LOOP: Final = 108
 LINKTYPE_SLL: Final = 113
 LINKTYPE_IPV4: Final = 228
 LINKTYPE_IPV6: Final = 229
+LINKTYPE_NFLOG: Final = 239
 LINKTYPE_SLL2: Final = 276
 DECODED_LINK_TYPES: Final = frozenset(
     [
@@ -331,6 +333,7 @@ DECODED_LINK_TYPES: Final = frozenset(
         LINKTYPE_SLL,
         LINKTYPE_IPV4,
         LINKTYPE_IPV6,
+        LINKTYPE_NFLOG,
         LINKTYPE_SLL2,
     ]
 )

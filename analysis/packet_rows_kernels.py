@@ -37,8 +37,8 @@ ENTRY = np.dtype([("uid", "u8"), ("slot", "i4"), ("src", "i4"), ("dst", "i4")])
 INNER, OUTER, ENTRIES = range(3)
 """Places in counts: distinct inner and outer addresses, and flows."""
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
-inner = numba.njit(cache=True, boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inner

@@ -46,6 +46,7 @@ from analysis.layout import (
     LINKTYPE_IPV4,
     LINKTYPE_IPV6,
     LINKTYPE_LOOP,
+    LINKTYPE_NFLOG,
     LINKTYPE_NULL,
     LINKTYPE_PPP,
     LINKTYPE_PPP_ETHER,
@@ -93,6 +94,7 @@ NOTHING = -1  # the frame ends here, or its rest can't be read
 ANY_IP = -2  # the version nibble decides
 
 MOST_LAYERS = 16
+NFLOG_PAYLOAD = 9
 V4_MAPPED = np.uint64(0xFFFF00000000)
 
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
@@ -149,6 +151,33 @@ def decode_ppp(data, at, end):
 
 
 @inner
+def decode_nflog(data, at, end):
+    """Linux netfilter log: family, version, group, then attributes of length, type and value, padded to four bytes.
+
+    Length and type are in the byte order of the host that captured: types are small, and not 0.
+    """
+    if at + 8 > end:
+        return NOTHING, at
+    begin = at
+    family = data[at]
+    is_little = data[at + 7] == 0
+    at += 4
+    while at + 4 <= end:
+        size = np.int64(data[at]) | np.int64(data[at + 1]) << 8 if is_little else be16(data, at)
+        kind = np.int64(data[at + 2]) | np.int64(data[at + 3]) << 8 if is_little else be16(data, at + 2)
+        if kind == NFLOG_PAYLOAD:
+            if family == 2:
+                return ETHERTYPE_IPV4, at + 4
+            if family == 10:
+                return ETHERTYPE_IPV6, at + 4
+            return NOTHING, at + 4
+        if size < 4:
+            return NOTHING, begin
+        at += (size + 3) & ~3
+    return NOTHING, at
+
+
+@inner
 def decode_link(data, p, link_type, at, end):
     """The link-layer header: returns the Ethertype (or ANY_IP, NOTHING) of what follows, and where it begins."""
     if link_type == LINKTYPE_ETHERNET:
@@ -191,6 +220,8 @@ def decode_link(data, p, link_type, at, end):
         return decode_ppp(data, at, end)
     if link_type == LINKTYPE_PPP_ETHER:
         return decode_ppp(data, at + 6, end) if at + 8 <= end else (NOTHING, at)
+    if link_type == LINKTYPE_NFLOG:
+        return decode_nflog(data, at, end)
     p["network"] = NETWORK_SKIPPED
     return NOTHING, at
 

@@ -35,6 +35,7 @@ from analysis.layout import (
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
     DECODED_LINK_TYPES,
+    LINKTYPE_NFLOG,
     LINKTYPE_SLL,
     LINKTYPE_SLL2,
     NANOSECONDS,
@@ -51,6 +52,7 @@ Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 OVERLAP_NS: Final = NANOSECONDS
 """Rotated files of one capture may overlap by this much; others that overlap were captured elsewhere."""
+NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 17
 AHEAD: Final = 2
 """Chunks that are read before, and written after, the one that is analysed, if there are threads for it."""
@@ -262,7 +264,7 @@ class _Line:
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
                 dns.feed(chunk.data, chunk.packets)
-                writing.append(write(self._write_packets, node, chunk))
+                writing.append(write(self._write_packets, node, chunk.data, flows.settled()))
                 if len(writing) > self._ahead:
                     writing.popleft().result()
                 if flows.finished >= FLUSH_FLOWS:
@@ -271,16 +273,18 @@ class _Line:
                 self._show_progress()
             for written in writing:
                 written.result()
-        for table in self._packet_rows.rest(self._segment_names, self._points.names):
-            self._batch.add("packets", table, node)
         flows.finish()
         dns.finish()
+        self._write_packets(node, NO_BYTES, flows.settled())
+        for table in self._packet_rows.rest(self._segment_names, self._points.names):
+            self._batch.add("packets", table, node)
         self._write_flows(node, flows, retransmits)
         self._write_retransmits(node, retransmits)
         self._write_dns(node, dns)
 
-    def _write_packets(self, node: str, chunk: Chunk) -> None:
-        for table in self._packet_rows.add(chunk.data, chunk.packets, self._segment_names, self._points.names):
+    def _write_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records) -> None:
+        """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
+        for table in self._packet_rows.add(data, packets, self._segment_names, self._points.names):
             self._batch.add("packets", table, node)
 
     def _write_flows(self, node: str, flows: Flows, retransmits: Retransmits) -> None:
@@ -372,7 +376,8 @@ class ObservationPoints:
         self._numbers: dict[tuple[str, str | None, int], int] = {}
 
     def of(self, node: str, name: str | None, link_type: int) -> int:
-        kind = POINT_MIXED if link_type == LINKTYPE_SLL else POINT_NAMED if name else POINT_UNNAMED
+        is_mixed = link_type in (LINKTYPE_SLL, LINKTYPE_NFLOG)
+        kind = POINT_MIXED if is_mixed else POINT_NAMED if name else POINT_UNNAMED
         return self._number(node, name, kind)
 
     def tell_apart(self, node: str, packets: Records) -> None:

@@ -136,11 +136,7 @@ class Datagrams(Conversation):
             else:
                 packet = header.copy() / Raw(piece)
                 packet.flags, packet.frag, packet.proto = ("MF" if more else 0), offset // 8, 17
-            crossed = self.pass_by(who, at + place * 8_000, packet)
-            if not any(one.known["src_port"] for one in seen) and index > 0:
-                for one in crossed:  # it overtook the first fragment, which alone names the ports
-                    one.known |= {"src_port": None, "dst_port": None}
-            seen += crossed
+            seen += self.pass_by(who, at + place * 8_000, packet)
         self.count(who, len(payload))
         return seen
 

@@ -34,7 +34,7 @@ def two_at_once(at: int) -> None:
 
 
 def last_first(at: int) -> None:
-    """The last fragment overtakes the others: when it passes, nobody can know its ports."""
+    """The last fragment overtakes the others: its ports are known once the first one came."""
     talk(FRONTEND.ip, 47004, CHECKOUT.ip).send_fragments("orig", at, LINE * 80, order=(2, 0, 1))
 
 

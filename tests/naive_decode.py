@@ -127,7 +127,25 @@ def _link(packet: Fields, rest: Rest, link_type: int) -> tuple[int, Rest]:
         layout.LINKTYPE_IPV6,
     ):  # fmt: skip
         return ANY_IP, rest
+    if link_type == layout.LINKTYPE_NFLOG:
+        return _nflog(rest)
     raise UndecodedLinkError(link_type)
+
+
+def _nflog(rest: Rest) -> tuple[int, Rest]:
+    rest.need(8)
+    family, order = rest.number("B"), "little" if rest.number("B", 7) == 0 else "big"
+    attribute = rest.after(4)
+    while attribute.at + 4 <= attribute.end:
+        size, kind = (int.from_bytes(attribute.number("H", at).to_bytes(2, "big"), order) for at in (0, 2))
+        if kind == 9:
+            if family not in (2, 10):
+                raise StopError
+            return {2: IPV4, 10: IPV6}[family], attribute.after(4)
+        if size < 4:
+            raise CutError
+        attribute = attribute.after(size + -size % 4)
+    raise StopError
 
 
 def _vlan_tags(packet: Fields, ethertype: int, rest: Rest) -> tuple[int, Rest]:

@@ -1,4 +1,4 @@
-"""Slow and obvious twins of the DNS kernels: one message to text, and messages to transactions."""
+"""Slow and obvious twins of the DNS kernels: fragments to messages, one message to text, messages to transactions."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def value_of(message: bytes, kind: str, start: int, end: int) -> str:
 
 def read(message: bytes, types: dict[int, str]) -> Message:
     """A message as its row shows it; `types`: names by number. The text of answers has no limit here."""
-    trans_id, flags, questions, answers, authorities, additionals = struct.unpack_from(">6H", message)
+    header = message[:12] if len(message) >= 12 else message[:4] + bytes(8)
+    trans_id, flags, questions, answers, authorities, additionals = struct.unpack(">6H", header)
     position, query, qtype = 12, None, None
     for number in range(questions):
         try:
@@ -147,6 +148,68 @@ def read(message: bytes, types: dict[int, str]) -> Message:
     return Message(trans_id, bool(flags >> 15), bool(flags >> 9 & 1), rcode, qtype, query, texts, answers == 0)
 
 
+# --- fragments -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fragment:
+    """`position` counts in the UDP payload; of `length` bytes there, `payload` was captured."""
+
+    ts: int
+    number: int
+    datagram: int
+    position: int
+    length: int
+    payload: bytes
+    is_last: bool
+    knows_ports: bool
+
+
+@dataclass
+class Datagram:
+    """What came of it: bytes by position, None where the snaplen cut them off."""
+
+    ts: int
+    first: Fragment | None = None
+    total: int | None = None
+    came: dict[int, int | None] = field(default_factory=dict)
+
+    def is_whole(self) -> bool:
+        return self.first is not None and self.total is not None and self.came.keys() >= set(range(self.total))
+
+    def message(self) -> bytes:
+        found = bytearray()
+        while (byte := self.came.get(len(found))) is not None and len(found) != self.total:
+            found.append(byte)
+        return bytes(found)
+
+
+def reassembled(fragments: list[Fragment]) -> list[tuple[int, int, bytes]]:
+    """(time, number of the fragment that completed it, or of the first one if none did, bytes) of each message."""
+    waiting: dict[int, Datagram] = {}
+    found: list[tuple[int, int, bytes]] = []
+
+    def give_up(datagram: Datagram) -> None:
+        if datagram.first:
+            found.append((datagram.first.ts, datagram.first.number, datagram.message()))
+
+    for f in fragments:
+        for key in [key for key, datagram in waiting.items() if f.ts - datagram.ts > 60 * SECOND]:
+            give_up(waiting.pop(key))
+        if f.datagram not in waiting and f.position and f.knows_ports:
+            continue
+        datagram = waiting.setdefault(f.datagram, Datagram(f.ts))
+        missing = [None] * (f.length - len(f.payload))
+        datagram.came |= dict(enumerate([*f.payload, *missing], f.position))
+        datagram.first = datagram.first or (None if f.position else f)
+        datagram.total = f.position + f.length if f.is_last else datagram.total
+        if datagram.is_whole():
+            found.append((f.ts, f.number, waiting.pop(f.datagram).message()))
+    for datagram in waiting.values():
+        give_up(datagram)
+    return [(ts, number, message) for ts, number, message in found if len(message) >= 4]
+
+
 # --- transactions --------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +226,7 @@ class Transaction:
     rcode: int | None = None
     search_expansion: bool = False
     status: str = "unanswered"
+    spare: Transaction | None = None  # a response to another question, which answers if nothing better comes
     shared: list[str] = field(default_factory=list)  # labels that a walk has shown to be the application's
 
     def row(self) -> tuple[object, ...]:
@@ -199,6 +263,7 @@ def transact(messages: list[tuple[int, str, int, str, Message]]) -> list[Transac
         latest = same[-1] if same else None
         is_open = latest and latest.status == "unanswered" and ts - latest.last_query_ts <= 300 * SECOND
         if not m.is_response and latest and is_open and latest.query == m.query:
+            latest.spare = None
             latest.attempts += 1
             latest.last_query_ts = ts
         elif not m.is_response:
@@ -207,6 +272,7 @@ def transact(messages: list[tuple[int, str, int, str, Message]]) -> list[Transac
             if m.query is not None:
                 go_on(failures, new, m.query.split("."))
         elif latest and is_open:
+            latest.spare = None
             latest.status, latest.response_ts, latest.rcode = "answered", ts, m.rcode
             empty = m.rcode == 0 and m.counts_no_answers and not m.truncated
             if latest.query is not None and (m.rcode == 3 or empty):
@@ -215,7 +281,22 @@ def transact(messages: list[tuple[int, str, int, str, Message]]) -> list[Transac
             unmatched = Transaction((client, port), m.trans_id, m.query, m.qtype, None, 0, ts, 0, m.rcode)
             unmatched.status = "unmatched_response"
             every.append((flow, unmatched))
-    return [transaction for _, transaction in every]
+            for waiting in asked[-8:]:
+                still_open = waiting.status == "unanswered" and 0 <= ts - waiting.last_query_ts <= 10 * SECOND
+                if still_open and waiting.spare is None:
+                    waiting.spare = unmatched
+                    break
+    return with_spares([transaction for _, transaction in every])
+
+
+def with_spares(every: list[Transaction]) -> list[Transaction]:
+    """At the end, what nothing better came for is answered by its spare response."""
+    for transaction in every:
+        if spare := transaction.spare:
+            transaction.status, transaction.response_ts = "answered", spare.response_ts
+            transaction.rcode = spare.rcode
+    used = [id(transaction.spare) for transaction in every]
+    return [transaction for transaction in every if id(transaction) not in used]
 
 
 def go_on(failures: list[Transaction], new: Transaction, name: list[str]) -> None:

@@ -233,3 +233,24 @@ def flows(packets: Iterable[Packet]) -> list[Flow]:
             found.append(flow)
         flow.add(number, p)
     return found
+
+
+def firsts_of_fragments(fragments: Iterable[tuple[int, int, bool]]) -> list[int | None]:
+    """For each fragment (ts, datagram, whether it is the first one) the place of the first one that it goes with."""
+    found: list[int | None] = []
+    seen: dict[int, int] = {}
+    first: dict[int, int] = {}
+    early: dict[int, list[int]] = {}
+    for place, (ts, datagram, is_first) in enumerate(fragments):
+        if ts - seen.get(datagram, ts) >= 60 * SECOND:
+            first.pop(datagram, None)
+            early.pop(datagram, None)
+        seen[datagram] = ts
+        if is_first:
+            first[datagram] = place
+            for other in early.pop(datagram, []):
+                found[other] = place
+        elif datagram not in first:
+            early.setdefault(datagram, []).append(place)
+        found.append(first.get(datagram))
+    return found

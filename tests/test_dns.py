@@ -338,6 +338,50 @@ def test_a_forged_response_leaves_the_query_open() -> None:
     ]
 
 
+def test_a_response_to_a_damaged_question_answers_if_nothing_better_comes() -> None:
+    capture = Capture()
+    capture.query(0)
+    capture.answer(MS, "exa?ple.com", rcode=5)
+    capture.answer(2 * MS, "evil.example")
+    rows = capture.rows()
+    assert statuses(rows) == [
+        ("answered", "example.com", 1, MS),
+        ("unmatched_response", "evil.example", 0, None),
+    ]
+    assert (rows[0]["rcode"], rows[0]["response_frame"]) == ("REFUSED", 2)
+
+
+def test_a_client_that_asks_again_did_not_take_a_response_to_another_question() -> None:
+    capture = Capture()
+    capture.query(0)
+    capture.answer(MS, "evil.example")
+    capture.query(SECOND)
+    assert statuses(capture.rows()) == [
+        ("unanswered", "example.com", 2, None),
+        ("unmatched_response", "evil.example", 0, None),
+    ]
+
+
+def test_responses_to_damaged_questions_answer_in_the_order_of_the_queries() -> None:
+    capture = Capture()
+    for ts, name in enumerate(("a.example", "b.example")):
+        capture.query(ts * MS, name)
+    for ts in (2, 4):
+        capture.answer(ts * MS, "x.example")
+    assert statuses(capture.rows()) == [
+        ("answered", "a.example", 1, 2 * MS),
+        ("answered", "b.example", 1, 3 * MS),
+    ]
+
+
+@pytest.mark.parametrize(("after", "expected"), [(10 * SECOND, 1), (10 * SECOND + 1, 2)])
+def test_a_response_to_another_question_answers_a_query_of_the_last_10_seconds(after: int, expected: int) -> None:
+    capture = Capture()
+    capture.query(0)
+    capture.answer(after, "evil.example")
+    assert len(capture.rows()) == expected
+
+
 def test_one_id_may_ask_two_questions_at_a_time() -> None:
     capture = Capture()
     capture.query(0, qtype=1)
@@ -395,6 +439,14 @@ def test_what_the_snaplen_cut_still_matches() -> None:
     capture.answer(MS, cut=2)
     row = capture.row()
     assert (row["status"], row["query"], row["rcode"], row["answers"]) == ("answered", None, "NOERROR", None)
+
+
+@pytest.mark.parametrize(("captured", "statuses"), [(4, ["answered"]), (3, ["unmatched_response"])])
+def test_id_and_flags_are_enough_of_a_query(captured: int, statuses: list[str]) -> None:
+    capture = Capture()
+    capture.query(0, cut=len(message(7, "example.com")) - captured)
+    capture.answer(MS)
+    assert [row["status"] for row in capture.rows()] == statuses
 
 
 def test_copies_later_fragments_and_multicast_are_left_out() -> None:
@@ -664,13 +716,15 @@ tail = st.one_of(
     st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 2), st.integers(0, 2)),
     st.one_of(st.just(wire("a.b") + b"\0\1\0\1"), st.just(b"\1a\xc0\x0c\0\1\0\1"), st.binary(max_size=20)),
     tail,
+    st.one_of(st.none(), st.integers(4, 40)),
 )
-@example(0x8000, (1, 1, 0, 0), wire("a.b") + b"\0\1\0\1", record(16, b""))
-@example(0x8000, (1, 1, 0, 0), b"".join(b"\x3f" + b"x" * 63 for _ in range(4)) + b"\0\0\1\0\1", b"")
+@example(0x8000, (1, 1, 0, 0), wire("a.b") + b"\0\1\0\1", record(16, b""), None)
+@example(0x8000, (1, 1, 0, 0), b"".join(b"\x3f" + b"x" * 63 for _ in range(4)) + b"\0\0\1\0\1", b"", None)
+@example(0x8000, (1, 1, 0, 0), wire("a.b") + b"\0\1\0\1", b"", 11)
 def test_a_message_reads_as_its_naive_twin_reads_it(
-    flags: int, counts: tuple[int, ...], question: bytes, rest: bytes
+    flags: int, counts: tuple[int, ...], question: bytes, rest: bytes, size: int | None
 ) -> None:
-    payload = struct.pack(">6H", 7, flags, *counts) + question + rest
+    payload = (struct.pack(">6H", 7, flags, *counts) + question + rest)[:size]
     expected = read(payload, TYPE_NAMES)
     capture = Capture()
     capture.add(0, payload, response=True)
@@ -711,6 +765,21 @@ def test_many_messages_are_swept_without_a_change_to_what_is_near() -> None:
     answered, unanswered, unmatched = np.bincount(status, minlength=3)
     assert (answered, unanswered, unmatched) == (count - (count + 9) // 10, (count + 9) // 10, 0)
     assert np.count_nonzero(before_the_end["status"] == 1) > 0, "5 minutes without an answer need no end of recording"
+
+
+def test_a_spare_response_outlives_a_sweep() -> None:
+    """Enough messages to make room, between a response to another question and the end of its query's 5 minutes."""
+    source = Capture()
+    for ts, name in ((0, "a.example"), (0, "b.example"), (MS, "x.example")):
+        (source.answer if ts else source.query)(ts, name)
+    source.query(2 * MS)
+    before, flood = np.concatenate(source.packets[:3]), np.repeat(source.packets[3], 2 * SWEEP_EVERY)
+    flood["flow_uid"] = np.arange(10, 10 + 2 * SWEEP_EVERY)
+    dns = Dns()
+    dns.feed(np.frombuffer(source.data, np.uint8), np.concatenate([before, flood]))
+    dns.finish()
+    rows = [row for row in as_dicts([dns.rows()]) if row["ts"] == 0]
+    assert sorted(statuses(rows)) == [("answered", "a.example", 1, MS), ("unanswered", "b.example", 1, None)]
 
 
 def test_a_flood_of_queries_is_not_kept_for_5_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import layout
 from analysis.flows import Flows, flows_table
-from analysis.flows_kernels import POINT_NAMED
+from analysis.flows_kernels import EARLY_FRAGMENTS, POINT_NAMED
 from tests import naive_flows
 from tests.naive_flows import ACK, FIN, RST, SYN, TCP, UDP, Packet
 
@@ -171,3 +171,61 @@ def test_a_sender_in_the_vni_does_not_split_a_flow() -> None:
     made, rows = assign(packets, vni=[11, 22, 11, 22])
     assert groups(made["flow_uid"]) == [[0, 1, 2, 3]]
     assert (rows[0]["orig_vni"], rows[0]["resp_vni"]) == (11, 22)
+
+
+def fragments(script: list[tuple[int, int, bool]], protocol: int = UDP) -> np.ndarray:
+    """PACKET[n] of (ts, datagram, whether it is the first one), as decoding leaves them."""
+    datagrams = [Packet(ts, protocol, (1, 40000 + datagram), (2, 53), 8) for ts, datagram, _ in script]
+    made = records(datagrams)
+    is_first = np.array([first for _, _, first in script], bool)
+    made["fragment"] = np.where(is_first, layout.FRAGMENT_FIRST, layout.FRAGMENT_LATER)
+    made["ip_id"] = [datagram for _, datagram, _ in script]
+    for name in ("src_port", "dst_port", "has_ports"):
+        made[name][~is_first] = 0
+    return made
+
+
+def settled(made: np.ndarray, chunk: int) -> np.ndarray:
+    """The same packets as their rows know them, in order of their frames."""
+    flows, found = Flows(), []
+    for begin in range(0, len(made), chunk):
+        flows.assign(made[begin : begin + chunk], np.array([POINT_NAMED]), np.array([7], np.uint64))
+        found.append(flows.settled())
+    flows.finish()
+    packets = np.concatenate([*found, flows.settled()])
+    return packets[np.argsort(packets["frame_number"], kind="stable")]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_rows_of_fragments_name_the_flow_of_their_first_one_as_in_the_naive_twin(chunk: int) -> None:
+    random_ = random.Random(chunk)
+    for _ in range(CONVERSATIONS):
+        now, script = 10**18, []
+        for _ in range(random_.randrange(1, 12)):
+            now += random_.choice((0, 1000, SECOND, 59 * SECOND, 60 * SECOND))
+            script.append((now, random_.randrange(3), random_.random() < 0.3))
+        packets = settled(fragments(script), chunk)
+        assert packets["frame_number"].tolist() == list(range(1, len(script) + 1))
+        for packet, (_, datagram, _), first in zip(
+            packets, script, naive_flows.firsts_of_fragments(script), strict=True
+        ):
+            found = (packet["flow_uid"], packet["src_port"], packet["has_ports"])
+            assert found == ((0, 0, 0) if first is None else (packets["flow_uid"][first], 40000 + datagram, 1)), script
+            assert (packet["flow_uid"] != 0) == (first is not None)
+
+
+def test_fragments_of_icmp_follow_their_first_one_too() -> None:
+    made = fragments([(SECOND, 1, False), (SECOND, 1, True), (SECOND, 1, False)], layout.ICMP)
+    made["icmp_type"], made["has_ports"] = [0, 8, 0], 0
+    packets = settled(made, 1)
+    assert len(set(packets["flow_uid"].tolist()) - {0}) == 1 and packets["icmp_type"].tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("chunk", [100, 10_000])
+def test_no_more_fragments_wait_than_there_are_places(chunk: int) -> None:
+    """Every packet has a row, and as many as there are places wait for their flow."""
+    count = EARLY_FRAGMENTS + 1000
+    made = fragments([(SECOND, 1, False)] * count + [(SECOND, 1, True)])
+    packets = settled(made, chunk)
+    assert packets["frame_number"].tolist() == list(range(1, count + 2))
+    assert np.count_nonzero(packets["flow_uid"]) == EARLY_FRAGMENTS + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import random
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ PACKETS_EACH = 400 if JITTED else 40
 MUTATIONS_EACH = 12 if JITTED else 2
 
 SET_BY_FLOWS = {
-    "flow", "flow_uid", "from_a", "from_orig", "is_copy", "starts_flow",
+    "flow", "flow_uid", "from_a", "from_orig", "is_copy", "starts_flow", "waits",
     "earlier_ip_bytes", "earlier_payload", "earlier_fragments",
 }  # fmt: skip
 TRANSPORT_FIELDS = {
@@ -151,7 +152,19 @@ class Builder:
             return PPP(proto=0x21 if isinstance(network, IP) else 0x57) / network
         if link_type == layout.LINKTYPE_PPP_HDLC:
             return HDLC() / PPP(proto=0x21 if isinstance(network, IP) else 0x57) / network
+        if link_type == layout.LINKTYPE_NFLOG:
+            return Raw(self.nflog(bytes(network), 2 if isinstance(network, IP) else 10))
         return network
+
+    def nflog(self, payload: bytes, family: int) -> bytes:
+        """The payload and some of what comes before it, in either byte order."""
+        order = self.random.choice("<>")
+        attributes = [(1, bytes(4)), (4, bytes(4)), (10, b"a rule\0"), (9, payload)]  # packet header, indev, prefix
+        frame = bytes([family, 0, 0, 30])
+        for kind, value in attributes[self.random.randrange(4) :]:
+            frame += struct.pack(f"{order}HH", 4 + len(value), kind) + value
+            frame += bytes(-len(value) % 4) if kind != 9 else b""
+        return frame
 
     def labels(self, network: Packet) -> Packet:
         if self.random.random() < 0.2:
@@ -291,6 +304,7 @@ LINK_TYPES = (
     layout.LINKTYPE_LOOP,
     layout.LINKTYPE_PPP,
     layout.LINKTYPE_PPP_HDLC,
+    layout.LINKTYPE_NFLOG,
 )
 
 
@@ -350,3 +364,12 @@ def test_ethernet_padding_is_no_payload() -> None:
     frame = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="A")).ljust(60, b"\0")
     (packet,) = decode([(frame, 60)], layout.LINKTYPE_ETHERNET)
     assert (packet["payload_length"], packet["payload_captured"], packet["ip_length"]) == (0, 0, 40)
+
+
+@pytest.mark.parametrize(("family", "version"), [(2, 4), (10, 6), (7, 0)])
+def test_netfilter_logs_tell_ipv4_from_ipv6_by_their_family(family: int, version: int) -> None:
+    """7: of a bridge."""
+    network = IP() / UDP() if family != 10 else IPv6() / UDP()
+    frame = bytes([family, 0, 0, 0]) + struct.pack("<HH", 4 + len(network), 9) + bytes(network)
+    (packet,) = decode([(frame, len(frame))], layout.LINKTYPE_NFLOG)
+    assert (packet["ip_version"], packet["malformed"], packet["vlan"]) == (version, 0, -1)

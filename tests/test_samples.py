@@ -19,6 +19,8 @@ import pyarrow.dataset as ds
 import pytest
 
 from analysis.pipeline import analyze
+from tests.tables import analysed, analysed_once, assert_same_tables
+from tests.test_oracle_borders import records, write_parts
 
 FOLDER = Path(__file__).resolve().parents[1] / "sample_pcaps"
 SAMPLES = sorted(path.name for path in FOLDER.glob("*.pcap*") if path.suffix != ".py")
@@ -245,3 +247,9 @@ def test_a_file_is_accounted_for(sample: str, lakes: dict[str, Path]) -> None:
 def test_all_samples_together_say_what_each_says_alone(table: str, lakes: dict[str, Path], whole: Path) -> None:
     alone = [row for lake in lakes.values() for row in rows_of(lake, table)]
     assert sorted(map(repr, rows_of(whole, table))) == sorted(map(repr, alone))
+
+
+def test_fragments_find_their_first_one_in_any_file(tmp_path: Path) -> None:
+    sample = FOLDER / "fragments.pcap"
+    write_parts(tmp_path, sample, list(range(1, len(records(sample)[1]))))
+    assert_same_tables(analysed(tmp_path), analysed_once(sample))
