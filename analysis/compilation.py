@@ -17,13 +17,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from analysis import accounts_kernels, columns, dns_kernels, flows_kernels
+from analysis import accounts_kernels, columns, dns_kernels, flows_kernels, packet_rows_kernels
 from analysis.columns_kernels import write_community_ids
 from analysis.dns import Dns
+from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
 from analysis.flows import FIRST_SLOTS, Flows, one_way_icmp
 from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
-from analysis.layout import FRAME, PACKET, VERDICT
+from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets
 from analysis.packets_kernels import decode
@@ -60,11 +61,14 @@ def _dns_messages() -> None:
 def _accounts() -> None:
     flows = Flows()
     flows.account(BYTES, PACKETS, np.zeros(0, VERDICT))
-    flows.finish()
+    flows._close(np.zeros(0, np.bool_))
 
 
 def _dns() -> None:
     Dns().finish()
+    message = np.zeros(1, MESSAGE)
+    message["fragment"] = FRAGMENT_FIRST
+    Fragments(MESSAGE).feed(BYTES, message)
     ends, transactions = np.zeros(1, np.int32), np.zeros(1, dns_kernels.TRANSACTION)
     state = np.zeros(dns_kernels.STATE_SIZE, np.int64)
     dns_kernels.transact(np.zeros(0, MESSAGE), 0, BYTES, transactions, HASHES, ends, BYTES, ends, state)
@@ -75,6 +79,7 @@ def _flows() -> None:
     flows = Flows()
     flows.assign(np.zeros(FIRST_SLOTS + 1, PACKET), NUMBERS, HASHES)  # more than there is room for: it must rebuild
     flows_kernels.expire(flows.slots, 0, 0, 0, np.zeros(1, np.int32), np.zeros(0, np.bool_))
+    flows_kernels.give_up_early(flows._fragments, flows._early, flows._early_links, PACKETS)
     one_way_icmp(np.zeros(0, accounts_kernels.ACCOUNT))
 
 
@@ -85,10 +90,10 @@ def _columns() -> None:
 
 
 def _packet_rows() -> None:
-    rows = PacketRows(rows=1)
-    for packets in (PACKETS, np.zeros(1, PACKET)):
-        for _ in rows.add(BYTES, packets, [""], [None]):
-            pass
+    packet = np.zeros(1, PACKET)
+    packet["quote_offset"] = -1
+    list(PacketRows(rows=2).add(BYTES, packet, [""], [None]))
+    packet_rows_kernels.forget(np.zeros(1, np.int32), np.zeros(0, packet_rows_kernels.ENTRY))
 
 
 def _framing() -> None:
