@@ -144,6 +144,23 @@ class Batch:
             date = str(np.datetime64(day, "D"))
             self._writer(table, date, node).write_table(part, row_group_size=_row_group_rows(table))
 
+    def rename_node(self, before: str, after: str) -> None:
+        """What was added of one node so far is another's."""
+        old, new = f"/node={quote(before, safe='')}/", f"/node={quote(after, safe='')}/"
+        for table, names in self.record.files.items():
+            for name in names:
+                target = self._folder / name.replace(old, new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (self._folder / name).rename(target)
+            self.record.files[table] = [name.replace(old, new) for name in names]
+        self._writers = {
+            (table, date, after if node == before else node): writer
+            for (table, date, node), writer in self._writers.items()
+        }
+        if after.isdecimal():
+            for table, date, _ in list(self._writers):
+                self._writer(table, date, UNKNOWN_NODE)
+
     def rewrite_file(self, table: str, name: str, change: Callable[[str, pa.Table], pa.Table]) -> None:
         """Takes over a file of the lake, row group by row group as `change` makes it; as it is if nothing changes."""
         files = self.record.files.setdefault(table, [])

@@ -31,6 +31,7 @@ from analysis.flows import Flows, flow_minutes_table, flows_table, is_loss_uncer
 from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.layout import (
+    COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
@@ -51,7 +52,8 @@ Records: TypeAlias = npt.NDArray[Any]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 OVERLAP_NS: Final = NANOSECONDS
-"""Rotated files of one capture may overlap by this much; others that overlap were captured elsewhere."""
+"""Rotated files of one capture may overlap by this much, and by half of the earlier one; other files that overlap were
+captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 17
 AHEAD: Final = 2
@@ -179,7 +181,7 @@ class _Line:
         self._ahead = AHEAD if jobs > 1 else 0
         self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
-        self._read: list[tuple[Segment, npt.NDArray[np.int64]]] = []
+        self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []
         self._seen_bytes = 0
         self._total_bytes: int | None = None
 
@@ -189,36 +191,39 @@ class _Line:
         numbers = {id(segment): number for number, segment in enumerate(segments)}
         self._total_bytes = _total_bytes(segments)
         remaining = list(segments)
-        several = False
         while remaining:
-            node = remaining[0].node or (Path(remaining[0].path).name.split(".")[0] if several else lake.UNKNOWN_NODE)
+            first = remaining[0]
+            several = len(remaining) < len(segments)
+            node = first.node or (_node_name(first) if several else lake.UNKNOWN_NODE)
             left_over: list[Segment] = []
             self._record(node, self._chunks(node, remaining, left_over, numbers))
-            several = True
+            if left_over and node == lake.UNKNOWN_NODE:  # so there are several, and this one needs a name, too
+                self._batch.rename_node(node, _node_name(first))
+                self._read = [(segment, counts, _node_name(first)) for segment, counts, _ in self._read]
             remaining = left_over
         now = time.time_ns()
-        for segment, counts in self._read:
-            rows = segments_table([(segment, counts)], now)
-            self._batch.add("segments", rows, segment.node or lake.UNKNOWN_NODE)
+        for segment, counts, node in self._read:
+            self._batch.add("segments", segments_table([(segment, counts)], now), node)
             self._summary.problems += [*segment.problems, *_undecoded(segment, counts)]
 
     def _chunks(
         self, node: str, segments: list[Segment], left_over: list[Segment], numbers: dict[int, int]
     ) -> Iterator[Chunk]:
         """The decoded chunks of all segments that follow each other; those of other recordings go to `left_over`."""
-        last_ts: int | None = None
+        not_before: int | None = None
         for segment in segments:
-            overlaps = last_ts is not None and segment.first_ts is not None and segment.first_ts < last_ts - OVERLAP_NS
+            overlaps = not_before is not None and segment.first_ts is not None and segment.first_ts < not_before
             if overlaps or (segment.node and segment.node != node):
                 left_over.append(segment)
                 continue
             counts = new_counts()
-            self._read.append((segment, counts))
+            self._read.append((segment, counts, node))
             for data, frames in segment.chunks(room=self._bytes.take):
                 yield Chunk(data, self._decode(node, segment, numbers[id(segment)], data, frames, counts))
                 self._seen_bytes += len(data)
             if counts[COUNTED_PACKETS]:
-                last_ts = max(int(counts[COUNTED_LAST_TS]), last_ts or 0)
+                first_ts, last_ts = int(counts[COUNTED_FIRST_TS]), int(counts[COUNTED_LAST_TS])
+                not_before = max(not_before or 0, last_ts - min(OVERLAP_NS, (last_ts - first_ts) // 2))
             self._summary.segments += 1
             self._summary.bytes += segment.bytes_read
             self._summary.packets += int(counts[COUNTED_PACKETS])
@@ -309,7 +314,7 @@ class _Line:
 
     def _show_progress(self) -> None:
         if self._progress:
-            packets = sum(int(counts[COUNTED_PACKETS]) for _, counts in self._read)
+            packets = sum(int(counts[COUNTED_PACKETS]) for _, counts, _ in self._read)
             self._progress(self._seen_bytes, self._total_bytes, packets)
 
 
@@ -317,6 +322,12 @@ def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(function(*arguments))
     return future
+
+
+def _node_name(segment: Segment) -> str:
+    """What to call the node of a recording that does not say it: the file without its endings."""
+    folder, slash, name = segment.name.rpartition("/")
+    return folder + slash + name.partition(".")[0]
 
 
 def _total_bytes(segments: Sequence[Segment]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,18 @@ def test_a_node_called_007_is_no_number_to_pandas(tmp_path: Path) -> None:
     shutil.copy(DNS, segment)
     pipeline.analyze([str(tmp_path / "prod")], tmp_path / "lake")
     assert set(pd.read_parquet(tmp_path / "lake" / "flows")["node"]) == {"007"}
+
+
+@pytest.mark.parametrize("names", [("node-a", "node-b"), ("007", "008")])
+def test_captures_of_the_same_moments_are_of_two_nodes_named_after_the_files(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """However short: the same packets a microsecond apart."""
+    content = Path(DNS).read_bytes()[: 24 + 2000]
+    seconds, fraction = struct.unpack_from("<II", content, 24)
+    (tmp_path / f"{names[0]}.pcap").write_bytes(content)
+    (tmp_path / f"{names[1]}.pcap").write_bytes(content[:24] + struct.pack("<II", seconds, fraction + 1) + content[32:])
+    pipeline.analyze([str(tmp_path / f"{name}.pcap") for name in names], tmp_path / "lake")
+    for table in ("packets", "flows", "segments"):
+        rows = pd.read_parquet(tmp_path / "lake" / table)
+        assert {str(node) for node in rows["node"]} == set(names), table
