@@ -11,7 +11,7 @@ import pytest
 
 from analysis import columns
 from analysis.accounts_kernels import ACCOUNT
-from analysis.columns_kernels import write_community_ids
+from analysis.columns_kernels import number_values, write_community_ids
 
 pytestmark = pytest.mark.kernel
 
@@ -24,15 +24,26 @@ def halves(address: str) -> tuple[int, int]:
     return number >> 64, number & (1 << 64) - 1
 
 
-def community_id(protocol: int, orig: str, orig_port: int, resp: str, resp_port: int, *, one_way: bool = False) -> str:
-    flow = np.zeros(1, ACCOUNT)
-    flow["protocol"] = protocol
-    flow["orig_hi"], flow["orig_lo"] = halves(orig)
-    flow["resp_hi"], flow["resp_lo"] = halves(resp)
-    flow["orig_port"], flow["resp_port"], flow["has_ports"] = orig_port, resp_port, protocol in (1, 6, 17, 58, 132)
-    text = np.empty(30, np.uint8)
-    write_community_ids(flow, np.array([one_way]), text)
-    return text.tobytes().decode()
+Tuple = tuple[int, str, int, str, int]
+"""Protocol, orig, its port, resp, its port."""
+
+
+def community_ids(flows: list[Tuple], *, one_way: bool = False) -> list[str]:
+    accounts = np.zeros(len(flows), ACCOUNT)
+    for account, (protocol, orig, orig_port, resp, resp_port) in zip(accounts, flows, strict=True):
+        account["protocol"] = protocol
+        account["orig_hi"], account["orig_lo"] = halves(orig)
+        account["resp_hi"], account["resp_lo"] = halves(resp)
+        account["orig_port"], account["resp_port"] = orig_port, resp_port
+        account["has_ports"] = protocol in (1, 6, 17, 58, 132)
+    text = np.empty(30 * len(flows), np.uint8)
+    write_community_ids(accounts, np.full(len(flows), one_way), text)
+    return [text[at : at + 30].tobytes().decode() for at in range(0, len(text), 30)]
+
+
+def community_id(*flow: int | str, one_way: bool = False) -> str:
+    (text,) = community_ids([flow], one_way=one_way)  # type: ignore[list-item]
+    return text
 
 
 @pytest.mark.parametrize(
@@ -49,14 +60,36 @@ def test_a_community_id_is_the_specifications(flow: tuple[int, str, int, str, in
 
 def test_community_ids_are_those_of_the_communitys_package() -> None:
     choose = random.Random(4)
-    reference = communityid.CommunityID()
+    flows: list[Tuple] = []
     for _ in range(60):
         v6 = choose.random() < 0.5
         orig, resp = (str(ipaddress.ip_address(choose.randbytes(16 if v6 else 4))) for _ in range(2))
-        ports = choose.randrange(65536), choose.randrange(65536)
-        protocol = choose.choice([6, 17, 132])
-        tuple_ = communityid.FlowTuple(protocol, orig, resp, *ports)
-        assert community_id(protocol, orig, ports[0], resp, ports[1]) == reference.calc(tuple_)
+        flows.append((choose.choice([6, 17, 132]), orig, choose.randrange(65536), resp, choose.randrange(65536)))
+    assert community_ids(flows) == [reference_id(flow) for flow in flows]
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        (6, "10.0.0.1", 2, "10.0.0.1", 1),
+        (6, "10.0.0.1", 1, "10.0.0.1", 2),
+        (17, "::1", 53, "::2", 40000),
+        (17, "2001:db8::ffff:a00:1", 53, "2001:db8::ffff:a00:2", 40000),
+        (17, "2001:db8::2", 53, "2001:db8::1", 40000),
+        (47, "10.0.0.2", 7, "10.0.0.1", 8),
+    ],
+    ids=str,
+)
+def test_community_ids_of_odd_ends(flow: Tuple) -> None:
+    """One host with itself, IPv6 that looks like IPv4, no ports (what stands in their place does not count)."""
+    assert community_ids([flow]) == [reference_id(flow)]
+
+
+def reference_id(flow: Tuple) -> str:
+    protocol, orig, orig_port, resp, resp_port = flow
+    ports = (orig_port, resp_port) if protocol != 47 else ()
+    text: str = communityid.CommunityID().calc(communityid.FlowTuple(protocol, orig, resp, *ports))
+    return text
 
 
 @pytest.mark.parametrize(
@@ -77,6 +110,22 @@ def test_distinct_values_are_numbered_as_they_turn_up() -> None:
     expected = [seen.setdefault(pair, len(seen)) for pair in zip(high.tolist(), low.tolist(), strict=True)]
     assert index.tolist() == expected
     assert [(high[i], low[i]) for i in firsts] == list(seen)
+
+
+def test_values_that_share_a_place_in_the_table_stay_apart() -> None:
+    """A table that is nearly full, of pairs of which one half is the same: most look at others' places."""
+    choose = np.random.default_rng(2)
+    for seed in range(20):
+        high, low = choose.integers(0, 8, 200).astype(np.uint64), choose.integers(0, 7, 200).astype(np.uint64)
+        high = high * np.uint64(seed + 1)
+        index, firsts = np.empty(200, np.int32), np.empty(200, np.int64)
+        with np.errstate(over="ignore"):
+            found = number_values(high, low, np.full(64, -1, np.int32), index, firsts)
+        seen: dict[tuple[int, int], int] = {}
+        assert index.tolist() == [
+            seen.setdefault(pair, len(seen)) for pair in zip(high.tolist(), low.tolist(), strict=True)
+        ]
+        assert found == len(seen)
 
 
 def test_ids_are_sixteen_hexadecimal_digits() -> None:
