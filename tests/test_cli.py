@@ -342,6 +342,13 @@ class TestProcess:
         )
         assert (run.stdout, run.stderr) == (b"[\n", b"")
 
+    def test_a_report_says_nothing_on_standard_error(self, tmp_path: Path) -> None:
+        for command in (["analyze", "sample_pcaps/dns.pcap"], ["report", "dns"]):
+            arguments = [sys.executable, "podtap.py", *command, "--lake", str(tmp_path)]
+            run = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert run.stdout.startswith("CLIENT")
+        assert run.stderr == ""
+
     def test_nothing_imported_is_searched_for_garbage(self) -> None:
         gc.unfreeze()
         with pytest.raises(ModuleNotFoundError), importing():
