@@ -14,6 +14,7 @@ SERVICE_NETWORK: Final = IPv4Network("10.96.0.0/16")
 SERVICE_NETWORK6: Final = IPv6Network("fd00:96::/112")
 OUTSIDE_NETWORK: Final = IPv4Network("203.0.113.0/24")
 OUTSIDE_NETWORK6: Final = IPv6Network("2001:db8:113::/64")
+BALANCER_NETWORK: Final = IPv4Network("198.51.100.0/24")
 FIRST_NODE: Final = 10
 FIRST_POD: Final = 2
 """Flannel's tunnel has address .0 of a node's pod range, its bridge .1."""
@@ -55,6 +56,11 @@ def in_pod_range(number: int, host: int) -> Pair:
 def service(number: int) -> Pair:
     """Services count from 0; DNS has a number of its own."""
     return Pair(str(SERVICE_NETWORK[number]), str(SERVICE_NETWORK6[number]))
+
+
+def load_balancer(number: int) -> str:
+    """The address of a LoadBalancer service, which count from 1."""
+    return str(BALANCER_NETWORK[number])
 
 
 def mac(*numbers: int) -> str:

@@ -51,6 +51,11 @@ class Flannel:
             self._introduce()
         masquerade(self.lab, "FLANNEL-POSTRTG")
 
+    def annotations(self, node: RunningNode) -> dict[str, str]:
+        prefix = "flannel.alpha.coreos.com/"
+        found = {f"{prefix}backend-type": "vxlan" if self.is_vxlan else "host-gw", f"{prefix}public-ip": node.ip}
+        return found | ({f"{prefix}public-ipv6": node.ip6} if node.ip6 else {})
+
     def interface_name(self, namespace: str) -> str:
         return hashed("veth", namespace, 12)
 

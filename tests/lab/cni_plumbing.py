@@ -32,6 +32,9 @@ class Cni(Protocol):
     def set_up(self) -> None:
         """Connects the nodes."""
 
+    def annotations(self, node: RunningNode) -> dict[str, str]:
+        """What the plug-in writes into a node's object."""
+
     def interface_name(self, namespace: str) -> str:
         """What the plug-in calls the node's end of a pod's veth."""
 

@@ -16,7 +16,7 @@ from tests.lab import addresses
 from tests.lab.addresses import Pair
 from tests.lab.cni_plumbing import Cni, set_offloads, set_sysctls
 from tests.lab.namespaces import Namespace, new_prefix, remove, remove_abandoned
-from tests.lab.objects import Objects
+from tests.lab.objects import KILLED, Objects
 from tests.lab.topology import Node, Pod, Service, Topology
 
 UPLINK: Final = "eth0"
@@ -77,6 +77,8 @@ class RunningService:
     ip: str | None
     ip6: str | None
     node_port: int | None
+    load_balancer_ip: str | None
+    """Routed to the first node, from outside."""
 
 
 @dataclass
@@ -102,6 +104,8 @@ class Lab:
         self._namespaces: list[Namespace] = []
         self._exits = contextlib.ExitStack()
         self._cni: Cni
+        self._router: Namespace
+        self._given: dict[str, int] = {}
 
     def __enter__(self) -> Lab:
         remove_abandoned()
@@ -161,10 +165,11 @@ class Lab:
         """A new pod; with the IP of one that is gone, if asked."""
         if spec.name in self.pods or spec.name in self.nodes:
             raise ValueError(f"{spec.name} is running")
-        self.store.pod_scheduled(spec)
+        self.store.pod_created(spec)
         pod = self._host_pod(spec) if spec.host_network else self._own_pod(spec, ip)
         self.pods[spec.name] = pod
-        self.store.pod_started(spec, pod.ip, pod.ip6, self.nodes[spec.node].ip, self.nodes[spec.node].ip6)
+        node = self.nodes[spec.node]
+        self.store.pod_running(spec, _known(pod.ip, pod.ip6), _known(node.ip, node.ip6))
         return pod
 
     def kill_pod(self, name: str) -> None:
@@ -172,20 +177,25 @@ class Lab:
         pod = self.pods[name]
         self.store.pod_terminating(pod.spec)
         self._stop(pod)
+        self.store.pod_finished(pod.spec, "Failed", KILLED)
         self.store.pod_deleted(pod.spec)
 
-    def finish_pod(self, name: str, phase: str = "Succeeded") -> None:
-        """Its containers have ended; its object stays and keeps its IP, which others may take."""
+    def finish_pod(self, name: str) -> None:
+        """It has Succeeded: its object stays and keeps its IP, which others may take."""
         pod = self.pods[name]
         self._stop(pod)
-        self.store.pod_finished(pod.spec, phase)
+        self.store.pod_finished(pod.spec, "Succeeded", 0)
 
     def _build(self) -> None:
         self._build_network()
-        self.store.cluster_started({node.name: node for node in self.nodes.values()})
         self._cni = importlib.import_module(f"tests.lab.{_CNI_MODULES[self.topology.cni]}").cni(self)
         self._cni.set_up()
+        self.store.namespaces_created()
+        for node in self.nodes.values():
+            cidrs = self.families(node.pod_range.ip, node.pod_range.ip6)
+            self.store.node_joined(node.spec, _known(node.ip, node.ip6), cidrs, self._cni.annotations(node))
         self._make_services()
+        self.store.policies_created()
         for pod in self.topology.all_pods:
             self.start_pod(pod)
         for module, function in (
@@ -217,6 +227,7 @@ class Lab:
     def _build_network(self) -> None:
         """A switch, the nodes, a router, and a host beyond it."""
         wire, router, outside = (self.new_namespace(name) for name in ("wire", "router", "outside"))
+        self._router = router
         wire.ip("link add switch type bridge mcast_snooping 0", "link set switch up")
         set_sysctls(wire, {"net/bridge/bridge-nf-call-iptables": 0, "net/bridge/bridge-nf-call-ip6tables": 0})
         self._plug_in(wire, router, "router", addresses.ROUTER, 0)
@@ -282,15 +293,20 @@ class Lab:
     def _make_services(self) -> None:
         numbers = itertools.count(addresses.FIRST_SERVICE)
         node_ports = itertools.count(addresses.FIRST_NODE_PORT)
+        balancers = itertools.count(1)
         for spec in self.topology.all_services:
             is_dns = (spec.namespace, spec.name) == ("kube-system", "kube-dns")
             pair = addresses.service(addresses.DNS if is_dns else next(numbers))
             ip, ip6 = (None, None) if spec.kind == "Headless" else (pair.ip, pair.ip6)
             has_port = spec.kind in ("NodePort", "LoadBalancer")
             node_port = (spec.node_port or next(node_ports)) if has_port else None
-            service = RunningService(spec, ip, ip6 if self.topology.ipv6 else None, node_port)
+            balancer_ip = addresses.load_balancer(next(balancers)) if spec.kind == "LoadBalancer" else None
+            if balancer_ip:
+                first = next(iter(self.nodes.values()))
+                self._router.ip(f"route add {balancer_ip} via {first.ip}")
+            service = RunningService(spec, ip, ip6 if self.topology.ipv6 else None, node_port, balancer_ip)
             self.services[spec.namespace, spec.name] = service
-            self.store.service_created(spec, service.ip, service.ip6, node_port)
+            self.store.service_created(spec, _known(service.ip, service.ip6), node_port, balancer_ip)
 
     def _host_pod(self, spec: Pod) -> RunningPod:
         node = self.nodes[spec.node]
@@ -322,7 +338,6 @@ class Lab:
         return addresses.in_pod_range(node.number, int(ip_address(ip)) & 0xFF)
 
     def _never_used(self, node: RunningNode) -> Iterator[Pair]:
-        self._given: dict[str, int] = getattr(self, "_given", {})
         for host in range(self._given.get(node.name, addresses.FIRST_POD), 255):
             self._given[node.name] = host + 1
             yield addresses.in_pod_range(node.number, host)
@@ -334,3 +349,7 @@ class Lab:
         self._cni.disconnect(pod)
         remove([pod.namespace.name])
         self._namespaces.remove(pod.namespace)
+
+
+def _known(*ips: str | None) -> list[str]:
+    return [ip for ip in ips if ip]
