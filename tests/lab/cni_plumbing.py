@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tests.lab import addresses
 from tests.lab.addresses import Pair
@@ -26,23 +26,94 @@ _OFFLOADS: Final = (0x1F, 0x24, 0x2C)
 """ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_SGRO."""
 
 
-class Cni(Protocol):
+class Cni:
     """Gives pods their network, as one plug-in does."""
+
+    mtu = MTU
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
 
     def set_up(self) -> None:
         """Connects the nodes."""
-
-    def annotations(self, node: RunningNode) -> dict[str, str]:
-        """What the plug-in writes into a node's object."""
+        raise NotImplementedError
 
     def interface_name(self, namespace: str) -> str:
         """What the plug-in calls the node's end of a pod's veth."""
+        raise NotImplementedError
 
     def connect(self, pod: RunningPod) -> None:
         """Gives a pod its interface, addresses and routes."""
+        raise NotImplementedError
 
     def disconnect(self, pod: RunningPod) -> None:
         """Takes them away, so that another pod can have the address at once."""
+        self.lab.node(pod.node).namespace.ip(f"link del {pod.interface}")
+
+    def annotations(self, node: RunningNode) -> dict[str, str]:
+        """What the plug-in writes into a node's object."""
+        return {}
+
+    def serve(self) -> None:
+        """For plug-ins that balance services themselves: called once all pods run."""
+
+    def peers(self, node: RunningNode) -> list[RunningNode]:
+        """All nodes but this one."""
+        return [peer for peer in self.lab.nodes.values() if peer is not node]
+
+    def plain_routes(self, node: RunningNode) -> list[str]:
+        """Lines for `ip`: the other nodes' pods are behind the other nodes."""
+        return [
+            line
+            for peer in self.peers(node)
+            for line in self.lab.families(
+                f"route add {peer.pod_range.ip} via {peer.ip}", f"route add {peer.pod_range.ip6} via {peer.ip6}"
+            )
+        ]
+
+
+class VxlanMesh:
+    """One VXLAN device a family on every node; what others learn is written down: routes, neighbours, forwarding."""
+
+    def __init__(self, cni: Cni, device: str, device6: str, vni: int, port: int) -> None:
+        self.cni = cni
+        self.vni = vni
+        self.port = port
+        self.devices = cni.lab.families(device, device6)
+
+    def set_up(self) -> None:
+        for node in self.cni.lab.nodes.values():
+            lines, forwarding = [], []
+            for device, version in zip(self.devices, (4, 6), strict=False):
+                lines += self._device(node, device, version)
+                for peer in self.cni.peers(node):
+                    remote = _own_address(peer, version)
+                    mac = _tunnel_mac(peer, version)
+                    to, cidr = (peer.ip, peer.pod_range.ip) if version == 4 else (peer.ip6, peer.pod_range.ip6)
+                    lines.append(f"neigh add {remote} lladdr {mac} dev {device} nud permanent")
+                    lines.append(f"route add {cidr} via {remote} dev {device} onlink")
+                    forwarding.append(f"fdb add {mac} dev {device} dst {to} self permanent")
+            node.namespace.ip(*lines)
+            node.namespace.run("bridge", "-batch", "-", given="\n".join(forwarding) + "\n")
+            set_offloads(node.namespace, self.devices, self.cni.lab.topology.gso)
+
+    def _device(self, node: RunningNode, device: str, version: int) -> list[str]:
+        local, length = (node.ip, 32) if version == 4 else (node.ip6, 128)
+        return [
+            f"link add {device} mtu {self.cni.mtu} address {_tunnel_mac(node, version)} type vxlan id {self.vni}"
+            f" local {local} dev {node.uplink} dstport {self.port} nolearning",
+            f"addr add {_own_address(node, version)}/{length} dev {device}" + (" nodad" if version == 6 else ""),
+            f"link set {device} up",
+        ]
+
+
+def _own_address(node: RunningNode, version: int) -> str:
+    own = addresses.in_pod_range(node.number, 0)
+    return own.ip if version == 4 else own.ip6
+
+
+def _tunnel_mac(node: RunningNode, version: int) -> str:
+    return addresses.mac(0x0F, version, node.number)
 
 
 def hashed(prefix: str, text: str, length: int = 15) -> str:
@@ -93,17 +164,18 @@ def pair_of(pod: RunningPod) -> Pair:
 
 def masquerade(lab: Lab, chain: str) -> None:
     """What leaves the cluster carries its node's address."""
-    networks = [("iptables-restore", addresses.POD_NETWORK, "224.0.0.0/4")]
-    if lab.topology.ipv6:
-        networks.append(("ip6tables-restore", addresses.POD_NETWORK6, "ff00::/8"))
     for node in lab.nodes.values():
-        for command, network, multicast in networks:
-            rules = f"""*nat
+        _masquerade(node, chain, "iptables-restore", str(addresses.POD_NETWORK), "224.0.0.0/4")
+        if lab.topology.ipv6:
+            _masquerade(node, chain, "ip6tables-restore", str(addresses.POD_NETWORK6), "ff00::/8")
+
+
+def _masquerade(node: RunningNode, chain: str, command: str, pods: str, multicast: str) -> None:
+    rules = f"""*nat
 :{chain} - [0:0]
 -A POSTROUTING -j {chain}
--A {chain} -s {network} -d {network} -j RETURN
--A {chain} -s {network} -d {node.ip if network.version == 4 else node.ip6} -j RETURN
--A {chain} -s {network} ! -d {multicast} -j MASQUERADE --random-fully
+-A {chain} -s {pods} -d {pods} -j RETURN
+-A {chain} -s {pods} ! -d {multicast} -j MASQUERADE --random-fully
 COMMIT
 """
-            node.namespace.run(command, "--noflush", "--wait", given=rules)
+    node.namespace.run(command, "--noflush", "--wait", given=rules)

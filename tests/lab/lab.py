@@ -198,6 +198,7 @@ class Lab:
         self.store.policies_created()
         for pod in self.topology.all_pods:
             self.start_pod(pod)
+        self._cni.serve()
         for module, function in (
             ("kube_proxy", "apply"),
             ("policies", "apply"),

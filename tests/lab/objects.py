@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tests.lab import object_shapes as shapes
 from tests.lab.object_shapes import PLURALS, Object
-from tests.lab.topology import Node, Pod, Service, Topology
+from tests.lab.topology import Ingress, Node, Pod, Policy, Service, Topology
 
 Key = tuple[str, str | None, str]
 Callback = Callable[[str, Object], object]
@@ -64,7 +64,8 @@ class Objects:
     def namespaces_created(self) -> None:
         """Namespaces and the service CIDR, which nothing else needs to know."""
         topology = self.topology
-        named = [*topology.all_pods, *topology.all_services, *topology.policies, *topology.ingresses]
+        named: list[Pod | Service | Policy | Ingress] = [*topology.all_pods, *topology.all_services]
+        named += [*topology.policies, *topology.ingresses]
         for name in dict.fromkeys(["default", "kube-system", *(each.namespace for each in named)]):
             self._put(shapes.namespace(name))
         self._put(shapes.service_cidr(shapes.service_cidrs(topology.ipv6)))

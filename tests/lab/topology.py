@@ -125,6 +125,8 @@ class Topology:
         if self.proxy not in PROXIES:
             raise ValueError(f"{self.proxy!r} is no kube-proxy mode: {', '.join(PROXIES)}")
         nodes = [node.name for node in self.nodes]
+        if self.cni == "weave" and self.ipv6:
+            raise ValueError("Weave Net has no IPv6")
         names = [*RESERVED, *nodes, *(pod.name for pod in self.all_pods)]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
