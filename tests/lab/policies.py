@@ -214,7 +214,8 @@ def _allowed(
         for members, way in groups:
             if way.networks == ():
                 continue
-            for port in rule.get("ports") or ({},):
+            ports: Sequence[Object] = rule.get("ports") or ({},)
+            for port in ports:
                 if isinstance(port.get("port"), str):
                     yield from _on_named_port(port, pod if direction == "Ingress" else None, members, way, family)
                 else:
@@ -257,10 +258,15 @@ def _on_named_port(
     """The name stands for another number on every server that has it: the pod itself, or those it may go to."""
     protocol = port.get("protocol", "TCP")
     for server in servers if pod is None else [pod]:
-        for each in (each for container in server["spec"]["containers"] for each in container.get("ports") or ()):
+        for each in container_ports(server):
             if (each.get("name"), each.get("protocol", "TCP")) == (port["port"], protocol):
                 networks = way.networks if pod else (str(ip_network(_ip(server, family) or "")),)
                 yield Allowed(networks, way.exceptions, protocol.lower(), str(each["containerPort"]))
+
+
+def container_ports(pod: Object) -> Iterator[Object]:
+    for container in pod["spec"]["containers"]:
+        yield from container.get("ports") or ()
 
 
 def selects(selector: Object, labels: Mapping[str, str]) -> bool:
