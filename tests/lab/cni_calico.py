@@ -101,6 +101,7 @@ class Calico(Cni):
             for node in nodes
         ]
         for node, tunnel in zip(nodes, started, strict=True):
+            self.lab.on_exit(tunnel.close)
             tunnel.wait()
             node.namespace.ip(
                 f"link set tunl0 mtu {self.mtu} txqueuelen {tunnels.QUEUE_LENGTH} up",

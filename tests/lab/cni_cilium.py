@@ -67,6 +67,7 @@ class Cilium(Cni):
                     for cidr in self.lab.families(peer.pod_range.ip, peer.pod_range.ip6)
                 }
                 self._tunnels[node.name] = tunnels.start(node.namespace, "geneve", self.device, node.ip, ranges)
+                self.lab.on_exit(self._tunnels[node.name].close)
         for node in nodes:
             self._device(node)
         masquerade(self.lab, "CILIUM_POST_nat")

@@ -1,8 +1,9 @@
 """IPIP and Geneve in user space, for kernels that have neither.
 
-A process on each node stands between its tunnel device and the wire. It needs the standard library only. Its device shows to captures what the kernel's own would show: IPIP's is
-of the type "tunnel" and carries bare IP packets, Geneve's carries frames. Lines on its standard input tell a Geneve
-tunnel the VNI of what a source address sends: `10.244.1.2 300`.
+A process on each node stands between its tunnel device and the wire. It needs the standard library only. Its device
+shows to captures what the kernel's own would show: IPIP's is of the type "tunnel" and carries bare IP packets, Geneve's
+carries frames. Lines on its standard input tell a Geneve tunnel the VNI of what a source address sends:
+`10.244.1.2 300`.
 """
 
 from __future__ import annotations
