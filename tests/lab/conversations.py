@@ -35,11 +35,11 @@ def listen(namespace: Namespace, address: str, port: int = PORT) -> socket.socke
     return server
 
 
-def connect(namespace: Namespace, address: str, port: int = PORT) -> socket.socket:
+def connect(namespace: Namespace, address: str, port: int = PORT, timeout: float = TIMEOUT_SECONDS) -> socket.socket:
     """A connection from inside."""
     with namespace.entered():
         client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    client.settimeout(TIMEOUT_SECONDS)
+    client.settimeout(timeout)
     try:
         client.connect((address, port))
     except OSError:
