@@ -6,6 +6,7 @@ no Ingress has is answered with 404, a service without endpoints with 503.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -64,6 +65,7 @@ class Nginx:
         self._ipv6 = ipv6
         self._servers = servers
         self._version = 0
+        self._worker = ""
         self._folder = Path(tempfile.mkdtemp(prefix="podtap-ingress-"))
         self._write()
         with (self._folder / "error.log").open("w") as log:
@@ -80,11 +82,13 @@ class Nginx:
         """The new configuration holds when this returns; requests under way end under the old one."""
         if servers == self._servers:
             return
+        before = self._worker
         self._servers = servers
         self._version += 1
         self._write()
         self._process.send_signal(signal.SIGHUP)
         self._wait_for_version()
+        wait_until_it_stops_listening(before)
 
     def requests(self) -> list[Request]:
         """All requests that were answered until now."""
@@ -99,7 +103,8 @@ class Nginx:
         deadline = time.monotonic() + _MOST_SECONDS
         while True:
             try:
-                if self._status() == str(self._version):
+                version, self._worker = self._status().split()
+                if version == str(self._version):
                     return
             except OSError:
                 if self._process.poll() is not None:
@@ -115,6 +120,16 @@ class Nginx:
         with asking, asking.makefile("rb") as answer:
             asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
             return answer.read().rpartition(b"\r\n\r\n")[2].decode()
+
+
+def wait_until_it_stops_listening(worker: str) -> None:
+    """For a while an old worker accepts connections beside the new one; its title says when it no longer does."""
+    deadline = time.monotonic() + _MOST_SECONDS
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while b"shutting down" not in Path("/proc", worker, "cmdline").read_bytes():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nginx's worker {worker} goes on")
+            time.sleep(0.005)
 
 
 class LabIngress:
@@ -237,7 +252,7 @@ proxy_set_header X-Forwarded-Host $host;
 proxy_set_header X-Forwarded-Proto $scheme;
 proxy_connect_timeout 5s;
 proxy_next_upstream error timeout;
-server {{ listen 127.0.0.1:{STATUS_PORT}; access_log off; location / {{ return 200 "{version}"; }} }}
+server {{ listen 127.0.0.1:{STATUS_PORT}; access_log off; location / {{ return 200 "{version} $pid"; }} }}
 server {{ {listen} location / {{ return 404; }} }}
 {servers.replace("#ipv6 ", "") if ipv6 else servers}}}
 """

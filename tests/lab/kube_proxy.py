@@ -17,7 +17,7 @@ from tests.lab.cni_plumbing import set_sysctls
 from tests.lab.service_ports import Endpoint, ServicePort, service_ports
 
 if TYPE_CHECKING:
-    from tests.lab.lab import Lab
+    from tests.lab.lab import Lab, RunningPod
 
 MARK: Final = "0x4000"
 """On packets whose source shall become the node's: KUBE-POSTROUTING takes it off again."""
@@ -69,6 +69,9 @@ _JUMPS: Final = {
     ),
 }
 """From the kernel's own chains into kube-proxy's: put in front of what is there, once."""
+
+BRIDGED: Final = ("flannel", "flannel-host-gw", "weave")
+"""CNI styles whose pods are ports of a bridge."""
 
 
 @dataclass
@@ -129,6 +132,7 @@ class KubeProxy:
         self.lab = lab
         self._writer = writer
         self._ports: dict[int, list[ServicePort]] = {}
+        self._hairpins: dict[str, RunningPod] = {}
 
     def changed(self, event: str, item: dict[str, Any]) -> None:
         """To be told of every change in the cluster."""
@@ -148,6 +152,15 @@ class KubeProxy:
                 self._writer.write(node, family, ports)
             for ip, endpoint in gone_udp(before or [], ports):
                 self._forget(family, ip, endpoint)
+        if self.lab.topology.cni in BRIDGED:
+            self._allow_hairpins()
+
+    def _allow_hairpins(self) -> None:
+        """Let bridges send packets back to the pod that they came from: its own service may have chosen it."""
+        for pod in self.lab.pods.values():
+            if not pod.spec.host_network and self._hairpins.get(pod.name) is not pod:
+                self.lab.node(pod.node).namespace.ip(f"link set {pod.interface} type bridge_slave hairpin on")
+                self._hairpins[pod.name] = pod
 
     def _forget(self, family: int, ip: str, endpoint: str) -> None:
         """Else the next datagram from the same port would still go to the pod that is gone."""

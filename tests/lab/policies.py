@@ -297,7 +297,7 @@ def _ip(pod: Object, family: int) -> str | None:
     status = pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
-    ips = [entry["ip"] for entry in status.get("podIPs") or ()] or [status["podIP"]] * ("podIP" in status)
+    ips = (entry["ip"] for entry in status.get("podIPs") or ())
     return next((ip for ip in ips if ip_address(ip).version == family), None)
 
 
