@@ -87,7 +87,8 @@ def greet(namespace: Namespace, ip: str, port: int, timeout: float = 2) -> Greet
         connection = socket.create_connection((ip, port), timeout=timeout)
     with connection:
         own = connection.getsockname()
-        return Greeting(*json.loads(connection.recv(1024, socket.MSG_WAITALL)), own[0], own[1])
+        pod, seen = json.loads(connection.recv(1024, socket.MSG_WAITALL))
+        return Greeting(pod, seen, own[0], own[1])
 
 
 def greet_udp(namespace: Namespace, ip: str, port: int, own_port: int = 0, timeout: float = 2) -> Greeting:
@@ -101,4 +102,5 @@ def greet_udp(namespace: Namespace, ip: str, port: int, own_port: int = 0, timeo
         asking.connect((ip, port))
         asking.send(b"?")
         own = asking.getsockname()
-        return Greeting(*json.loads(asking.recv(1024)), own[0], own[1])
+        pod, seen = json.loads(asking.recv(1024))
+        return Greeting(pod, seen, own[0], own[1])

@@ -134,7 +134,7 @@ def test_the_seed_decides_which_queries_are_lost(lab: Lab) -> None:
             asking.connect((lab.outside.ip, 53))
             for number in range(20):
                 asking.send(make_query(f"{number}.example.net", "A").to_wire())
-            wait_for(lambda first=first: len(upstream.log) == first + 20)
+            wait_for(lambda wanted=first + 20: len(upstream.log) == wanted)  # type: ignore[misc]
         lost.append([query.is_lost for query in upstream.log[first:]])
     assert lost[0] == lost[1]
     assert set(lost[0]) == {True, False}

@@ -16,7 +16,7 @@ from tests.lab import kube_proxy, kube_proxy_nftables
 from tests.lab.greeters import greet, greet_udp, greeters
 from tests.lab.lab import Lab
 from tests.lab.namespaces import Namespace, new_prefix
-from tests.lab.service_ports import service_ports
+from tests.lab.service_ports import ServicePort, service_ports
 from tests.lab.tools import needs
 from tests.lab.topology import Pod, Service, Topology
 from tests.oracle import SHARED
@@ -57,7 +57,7 @@ def bare(root: None) -> Iterator[Namespace]:
         namespace.close()
 
 
-def recorded_ports(mode: str, family: int) -> list[kube_proxy.ServicePort]:
+def recorded_ports(mode: str, family: int) -> list[ServicePort]:
     items = json.loads((RECORDED / mode / "cluster_objects_at_capture.json").read_text())["items"]
     by_kind = {kind: [item for item in items if item["kind"] == kind] for kind in ("Service", "EndpointSlice")}
     return service_ports(by_kind["Service"], by_kind["EndpointSlice"], family)
