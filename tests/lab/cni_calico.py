@@ -112,6 +112,3 @@ class Calico(Cni):
                 node.namespace.ip(
                     *(f"route add {peer.pod_range.ip6} via {peer.ip6}" for peer in self.peers(node)),
                 )
-
-
-cni = Calico

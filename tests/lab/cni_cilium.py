@@ -209,6 +209,3 @@ def _balance_rules(port: ServicePort) -> list[str]:
 def _router(node: RunningNode) -> tuple[str, str]:
     own = addresses.in_pod_range(node.number, 1)
     return own.ip, own.ip6
-
-
-cni = Cilium

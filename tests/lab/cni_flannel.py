@@ -69,6 +69,3 @@ class Flannel(Cni):
             *self.lab.addresses_of("eth0", pair_of(pod), 24, 64),
             *self.lab.families(f"route add default via {gateway.ip}", f"route add default via {gateway.ip6}"),
         )
-
-
-cni = Flannel

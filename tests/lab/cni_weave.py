@@ -87,6 +87,3 @@ class Weave(Cni):
             f" dstport {PORT} df set nolearning",
             f"link set {name} master {DATAPATH} up",
         ]
-
-
-cni = Weave

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,23 +11,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from tests.lab import addresses
+from tests.lab import addresses, dns, ingress, kube_proxy, policies
 from tests.lab.addresses import Pair
+from tests.lab.cni_calico import Calico
+from tests.lab.cni_cilium import Cilium
+from tests.lab.cni_flannel import Flannel
 from tests.lab.cni_plumbing import Cni, set_offloads, set_sysctls
+from tests.lab.cni_weave import Weave
 from tests.lab.namespaces import Namespace, new_prefix, remove, remove_abandoned
 from tests.lab.objects import KILLED, Objects
 from tests.lab.topology import Node, Pod, Service, Topology
 
 UPLINK: Final = "eth0"
-_CNI_MODULES: Final = {
-    "flannel": "cni_flannel",
-    "flannel-host-gw": "cni_flannel",
-    "calico": "cni_calico",
-    "calico-vxlan": "cni_calico",
-    "calico-ipip": "cni_calico",
-    "cilium": "cni_cilium",
-    "cilium-geneve": "cni_cilium",
-    "weave": "cni_weave",
+_PLUGINS: Final[dict[str, type[Cni]]] = {
+    "flannel": Flannel,
+    "flannel-host-gw": Flannel,
+    "calico": Calico,
+    "calico-vxlan": Calico,
+    "calico-ipip": Calico,
+    "cilium": Cilium,
+    "cilium-geneve": Cilium,
+    "weave": Weave,
 }
 
 
@@ -188,7 +191,7 @@ class Lab:
 
     def _build(self) -> None:
         self._build_network()
-        self._cni = importlib.import_module(f"tests.lab.{_CNI_MODULES[self.topology.cni]}").cni(self)
+        self._cni = _PLUGINS[self.topology.cni](self)
         self._cni.set_up()
         self.store.namespaces_created()
         for node in self.nodes.values():
@@ -199,14 +202,10 @@ class Lab:
         for pod in self.topology.all_pods:
             self.start_pod(pod)
         self._cni.serve()
-        for module, function in (
-            ("kube_proxy", "apply"),
-            ("policies", "apply"),
-            ("dns", "start"),
-            ("ingress", "start"),
-        ):
-            with contextlib.suppress(ImportError):  # not there yet
-                getattr(importlib.import_module(f"tests.lab.{module}"), function)(self)
+        kube_proxy.apply(self)
+        policies.apply(self)
+        dns.start(self)
+        ingress.start(self)
 
     def _remove(self) -> None:
         try:

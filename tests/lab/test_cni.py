@@ -220,6 +220,10 @@ def vni(lab: Lab, from_client: bool) -> int | None:
     return None
 
 
+def test_weaves_vni_has_the_sender_in_its_low_bits() -> None:
+    assert cni_weave.vni(0xABC, 0x123) == 0x123ABC
+
+
 def test_cilium_identities_belong_to_labels() -> None:
     one = Pod("one", "node-a", {"app": "web"})
     assert cni_cilium.identity(one) == cni_cilium.identity(Pod("two", "node-b", {"app": "web"}))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,10 @@ def test_nothing_is_visible_outside(lab: Lab) -> None:
 def test_a_pod_takes_the_address_of_one_that_died(lab: Lab) -> None:
     client, old = lab.pod("client"), lab.pod("web-1")
     assert converse(client.namespace, old.namespace, old.ip).received == 1000
+    sleeper = old.namespace.start("sleep", "1000")
     lab.kill_pod("web-1")
+    assert sleeper.wait(5) == -signal.SIGTERM
+    assert not (MOUNTED / old.namespace.name).exists()
     with pytest.raises(OSError):
         connect(client.namespace, old.ip, timeout=0.5)
     new = lab.start_pod(Pod("batch", "node-b"), ip=old.ip)
@@ -246,6 +250,9 @@ def test_objects_say_what_is(lab: Lab) -> None:
     }
     pods = {pod["metadata"]["name"]: pod for pod in lists["pods"]["items"]}
     assert {name: pod["status"]["podIP"] for name, pod in pods.items()} == {p.name: p.ip for p in lab.pods.values()}
+    now = datetime.now(UTC)
+    starts = [datetime.fromisoformat(pod["status"]["startTime"]) for pod in pods.values()]
+    assert all(timedelta() <= now - start < timedelta(minutes=1) for start in starts)
     assert pods["agent"]["spec"]["hostNetwork"]
     assert pods["agent"]["spec"]["containers"][0]["ports"][0]["hostPort"] == 9100
     services = {item["metadata"]["name"]: item for item in lists["services"]["items"]}
