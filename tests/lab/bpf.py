@@ -160,16 +160,8 @@ class Tracer:
         log = ctypes.create_string_buffer(1 << 16)
         texts = (ctypes.create_string_buffer(code), ctypes.create_string_buffer(_LICENSE))
         instructions, license_text = (ctypes.addressof(text) for text in texts)
-        load = struct.pack(
-            "<IIQQIIQ",
-            _PROG_TYPE_RAW_TRACEPOINT,
-            len(code) // 8,
-            instructions,
-            license_text,
-            1,
-            len(log),
-            ctypes.addressof(log),
-        )
+        verifier = (1, len(log), ctypes.addressof(log))
+        load = struct.pack("<IIQQIIQ", _PROG_TYPE_RAW_TRACEPOINT, len(code) // 8, instructions, license_text, *verifier)
         try:
             self._program = _bpf(_PROG_LOAD, load)
         except OSError as error:

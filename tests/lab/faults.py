@@ -24,8 +24,8 @@ PERIOD: Final = 1 << 14
 """After how many packets a seeded choice is repeated."""
 SYN: Final = "tcp flags syn / syn,ack,rst"
 SYNACK: Final = "tcp flags syn,ack / syn,ack,rst"
-FIN: Final = "tcp flags fin / fin"
-DATA: Final = "meta l4proto tcp @th,0,0 meta length > 200"
+FIN: Final = "tcp flags & fin == fin"
+DATA: Final = "meta l4proto tcp meta length > 200"
 ANY_TCP: Final = "meta l4proto tcp"
 """What a loss may match; any expression of nft will do."""
 _numbers = itertools.count(1)
@@ -48,7 +48,7 @@ def seeded(seed: int, rate: float) -> frozenset[int]:
 
 
 class Loss:
-    """`with Loss(namespace, interface, seeded(1, 0.02)) as loss:` loses packets meanwhile; `loss.lost` says how many."""
+    """`with Loss(namespace, interface, seeded(1, 0.02)) as loss:` loses packets; `loss.lost` says how many."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ def _ranges(numbers: Collection[int]) -> list[str]:
 
 @dataclass
 class SmallMtu:
-    """`with SmallMtu(namespace, interface, 1280):` makes a hop narrower than the path was: ICMP must tell the sender."""
+    """`with SmallMtu(namespace, interface, 1280):` makes a hop narrower: ICMP must tell the sender."""
 
     namespace: Namespace
     interface: str

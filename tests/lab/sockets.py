@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from tests.lab.namespaces import Namespace
+
+_ESTABLISHED, _FIN_WAIT2, _TIME_WAIT, _CLOSE, _LISTEN = 1, 5, 6, 7, 10
+_WAITS_FOR_NOBODY: Final = (_ESTABLISHED, _FIN_WAIT2, _TIME_WAIT, _CLOSE, _LISTEN)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,19 @@ def tcp_sockets(namespace: Namespace) -> list[TcpSocket]:
     """All but those that listen."""
     lines = namespace.run("ss", "-HtinO", "state", "connected").splitlines()
     return [_socket(line.split()) for line in lines]
+
+
+def is_quiet(namespace: Namespace) -> bool:
+    """Nothing that its TCP sent waits for an acknowledgement: without new work, it will send nothing again."""
+    folder = Path("/proc/thread-self/net")
+    with namespace.entered():
+        lines = [line for name in ("tcp", "tcp6") for line in (folder / name).read_text().splitlines()[1:]]
+    for line in lines:
+        state, queues = line.split()[3:5]
+        waiting = int(queues.partition(":")[0], 16) if int(state, 16) != _LISTEN else 0
+        if waiting or int(state, 16) not in _WAITS_FOR_NOBODY:
+            return False
+    return True
 
 
 def _socket(words: list[str]) -> TcpSocket:

@@ -1,7 +1,7 @@
 """Every packet that the kernel retransmits, as the kernel itself says it: the tracepoints tcp_retransmit_skb and
 tcp_retransmit_synack, one event a packet.
 
-The tracepoints as tracefs shows them lack the sequence number and the network namespace, hence programs of our own there.
+As tracefs shows them they lack the sequence number and the network namespace, hence programs of our own there.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ class Tracepoints:
         return [event for event in self._events if namespace in (None, event.namespace)]
 
     def _close(self) -> None:
-        for each in (*self._tracers, *self._rings):
-            each.close()
+        for tracer in self._tracers:
+            tracer.close()
+        for ring in self._rings:
+            ring.close()
         self._tracers.clear()
         self._rings.clear()
 
@@ -121,20 +123,17 @@ def inode(namespace: str) -> int:
 
 def _socket_reads(argument: int, owner: int) -> list[Read]:
     """Namespace, family, ports and addresses; a connection request has them where a socket has, but no namespace."""
-    offset = {
-        name: kernel_types().member("sock_common", name).offset
-        for name in ("skc_family", "skc_num", "skc_dport", "skc_rcv_saddr", "skc_daddr")
-        + ("skc_v6_rcv_saddr", "skc_v6_daddr", "skc_net.net")
-    }
+    members = ("family", "num", "dport", "rcv_saddr", "daddr", "v6_rcv_saddr", "v6_daddr", "net.net")
+    offset = {name: kernel_types().member("sock_common", f"skc_{name}").offset for name in members}
     return [
-        Read(owner, kernel_types().member("net", "ns.inum").offset, 4, through=(offset["skc_net.net"],)),
-        Read(argument, offset["skc_family"], 2),
-        Read(argument, offset["skc_num"], 2),
-        Read(argument, offset["skc_dport"], 2),
-        Read(argument, offset["skc_rcv_saddr"], 4),
-        Read(argument, offset["skc_daddr"], 4),
-        Read(argument, offset["skc_v6_rcv_saddr"], 16),
-        Read(argument, offset["skc_v6_daddr"], 16),
+        Read(owner, kernel_types().member("net", "ns.inum").offset, 4, through=(offset["net.net"],)),
+        Read(argument, offset["family"], 2),
+        Read(argument, offset["num"], 2),
+        Read(argument, offset["dport"], 2),
+        Read(argument, offset["rcv_saddr"], 4),
+        Read(argument, offset["daddr"], 4),
+        Read(argument, offset["v6_rcv_saddr"], 16),
+        Read(argument, offset["v6_daddr"], 16),
     ]
 
 

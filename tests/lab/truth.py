@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from tests.lab.conntrack import Tracked, tracked_connections
 from tests.lab.kernel_counters import difference, kernel_counters
 from tests.lab.namespaces import Namespace
-from tests.lab.sockets import TcpSocket, tcp_sockets
+from tests.lab.sockets import TcpSocket, is_quiet, tcp_sockets
 from tests.lab.tracepoints import Retransmission, Tracepoints, inode
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ class Truth:
             self._after = {name: kernel_counters(namespace) for name, namespace in self._namespaces().items()}
         finally:
             self._tracepoints.__exit__(kind, error, trace)
+
+    def settle(self, timeout: float = 30.0) -> None:
+        """Waits until all that was sent has arrived: what comes after would be seen by some and not by others."""
+        deadline = time.monotonic() + timeout
+        for name, namespace in self._namespaces().items():
+            while not is_quiet(namespace):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{name} still waits for acknowledgements")
+                time.sleep(0.005)
 
     def counters(self, name: str) -> dict[str, int]:
         """How far the kernel's counters have moved, by nstat's names."""
