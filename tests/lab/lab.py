@@ -23,6 +23,9 @@ from tests.lab.objects import KILLED, Objects
 from tests.lab.topology import Node, Pod, Service, Topology
 
 UPLINK: Final = "eth0"
+SMALL_WINDOWS: Final = "4096 131072 1048576"
+"""tcp_rmem of labs without GSO. With the kernel's own a connection has more packets under way than a CPU's backlog holds
+(net.core.netdev_max_backlog, which is the whole machine's), and some are lost where no test wants it."""
 _PLUGINS: Final[dict[str, type[Cni]]] = {
     "flannel": Flannel,
     "flannel-host-gw": Flannel,
@@ -219,8 +222,10 @@ class Lab:
         namespace = Namespace(self.prefix + name)
         self._namespaces.append(namespace)
         dead = 0 if self.topology.ipv6 else 1
-        settings = {f"net/ipv6/conf/{which}/disable_ipv6": dead for which in ("all", "default")}
+        settings: dict[str, int | str] = {f"net/ipv6/conf/{which}/disable_ipv6": dead for which in ("all", "default")}
         settings |= {f"net/ipv6/conf/default/{what}": 0 for what in ("accept_dad", "accept_ra", "router_solicitations")}
+        if not self.topology.gso:
+            settings["net/ipv4/tcp_rmem"] = SMALL_WINDOWS
         set_sysctls(namespace, settings)
         return namespace
 
