@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -23,9 +24,9 @@ from tests.lab.objects import KILLED, Objects
 from tests.lab.topology import Node, Pod, Service, Topology
 
 UPLINK: Final = "eth0"
-SMALL_WINDOWS: Final = "4096 131072 1048576"
-"""tcp_rmem of labs without GSO. With the kernel's own a connection has more packets under way than a CPU's backlog holds
-(net.core.netdev_max_backlog, which is the whole machine's), and some are lost where no test wants it."""
+ALL_CPUS: Final = f"{(1 << (os.cpu_count() or 1)) - 1:x}"
+"""Receive packet steering keeps each flow on one CPU. Without it a sender that moves between CPUs has its packets
+overtake each other in the backlogs of veths, and TCP retransmits what was never lost."""
 _PLUGINS: Final[dict[str, type[Cni]]] = {
     "flannel": Flannel,
     "flannel-host-gw": Flannel,
@@ -224,8 +225,8 @@ class Lab:
         dead = 0 if self.topology.ipv6 else 1
         settings: dict[str, int | str] = {f"net/ipv6/conf/{which}/disable_ipv6": dead for which in ("all", "default")}
         settings |= {f"net/ipv6/conf/default/{what}": 0 for what in ("accept_dad", "accept_ra", "router_solicitations")}
-        if not self.topology.gso:
-            settings["net/ipv4/tcp_rmem"] = SMALL_WINDOWS
+        if Path("/proc/sys/net/core/rps_default_mask").exists():  # since Linux 6.3
+            settings["net/core/rps_default_mask"] = ALL_CPUS
         set_sysctls(namespace, settings)
         return namespace
 

@@ -222,6 +222,20 @@ def test_packets_larger_than_the_mtu_can_be_switched_off(root: None, tmp_path: P
     assert largest > 1450 if gso else largest == 1450
 
 
+def test_flows_stay_on_one_cpu(lab: Lab) -> None:
+    """Else packets overtake each other, and TCP retransmits what was never lost."""
+    steering = "/sys/class/net/{}/queues/rx-0/rps_cpus"
+    client, node = lab.pod("client"), lab.node("node-a")
+    for namespace, interface in (
+        (client.namespace, "eth0"),
+        (node.namespace, client.interface),
+        (node.namespace, node.uplink),
+        (lab.outside.namespace, "eth0"),
+    ):
+        mask = int(namespace.run("cat", steering.format(interface)).replace(",", ""), 16)
+        assert mask == (1 << (os.cpu_count() or 1)) - 1
+
+
 def test_captures_hold_everything_and_cut_packets(lab: Lab, tmp_path: Path) -> None:
     client, web = lab.pod("client").namespace, lab.pod("web-1")
     with (
