@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 _SYSTEM_CALL: Final = {"x86_64": 321, "aarch64": 280}
-_MAP_CREATE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 0, 5, 17
+_MAP_CREATE, _PROG_LOAD, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 0, 5, 15, 17
+_INFORMATION_SIZE, _RECURSION_MISSES = 216, 208
+"""Of struct bpf_prog_info."""
 _MAP_TYPE_RINGBUF, _PROG_TYPE_RAW_TRACEPOINT = 27, 17
 _PROBE_READ_KERNEL, _RINGBUF_OUTPUT, _KTIME_GET_TAI_NS = 113, 130, 208
 _FRAME_POINTER: Final = 10
@@ -170,8 +172,17 @@ class Tracer:
         self._link = _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name), self._program))
 
     def close(self) -> None:
+        """Raises RuntimeError if it was not run each time: it does not interrupt itself."""
         os.close(self._link)
-        os.close(self._program)
+        information = ctypes.create_string_buffer(_INFORMATION_SIZE)
+        request = struct.pack("<IIQ", self._program, len(information), ctypes.addressof(information))
+        try:
+            _bpf(_OBJ_GET_INFO_BY_FD, request)
+        finally:
+            os.close(self._program)
+        (missed,) = struct.unpack_from("<Q", information, _RECURSION_MISSES)
+        if missed:
+            raise RuntimeError(f"{missed} events were missed")
 
 
 def _bpf(command: int, attributes: bytes) -> int:

@@ -14,7 +14,6 @@ import json
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -150,8 +149,8 @@ class SmallMtu:
     mtu: int
 
     def __enter__(self) -> SmallMtu:
-        with self.namespace.entered():
-            self._before = int(Path(f"/sys/class/net/{self.interface}/mtu").read_text())
+        (shown,) = json.loads(self.namespace.run("ip", "-j", "link", "show", "dev", self.interface))
+        self._before: int = shown["mtu"]
         self.namespace.ip(f"link set {self.interface} mtu {self.mtu}")
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -71,20 +72,18 @@ def traceroute(namespace: Namespace, host: str, most: int = 8, timeout: float = 
     return hops
 
 
-def path_mtu(namespace: Namespace, host: str, size: int = 1472, port: int = TRACEROUTE_PORT, tries: int = 3) -> int:
-    """What the kernel holds for the largest packet that arrives, after some that must not be fragmented."""
+def path_mtu(namespace: Namespace, host: str, port: int = TRACEROUTE_PORT, tries: int = 3) -> int:
+    """What the kernel holds for the largest packet that arrives, after some as large that must not be fragmented."""
     with _error_socket(namespace, host) as probe:
         is_v6 = probe.family == socket.AF_INET6
-        level = socket.IPPROTO_IPV6 if is_v6 else socket.IPPROTO_IP
+        level, known = (socket.IPPROTO_IPV6, _IPV6_MTU) if is_v6 else (socket.IPPROTO_IP, _IP_MTU)
         probe.setsockopt(level, _IPV6_MTU_DISCOVER if is_v6 else _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
         probe.connect((host, port))
         for _ in range(tries):
-            try:
-                probe.send(bytes(size))
-            except OSError:  # EMSGSIZE: it has learned
-                continue
-            time.sleep(0.05)
-        return probe.getsockopt(level, _IPV6_MTU if is_v6 else _IP_MTU)
+            with contextlib.suppress(OSError):  # what ICMP said of the packet before
+                probe.send(bytes(probe.getsockopt(level, known) - (48 if is_v6 else 28)))
+            time.sleep(0.02)
+        return probe.getsockopt(level, known)
 
 
 def look_up(namespace: Namespace, *names: str, family: int = socket.AF_INET) -> list[LookUp]:

@@ -27,6 +27,9 @@ _REASONS: Final = ("open", "disorder", "cwr", "recovery", "loss")
 """enum tcp_ca_state: how the socket was in general when it resent something."""
 _PACKET: Final = struct.Struct("<QIHHHII16s16sIIHHHBBq")
 _SYNACK: Final = struct.Struct("<QIHHHII16s16sI")
+_ERROR: Final = -1
+"""Of the fields of a packet. The tracepoint also tells of attempts that failed, most of which count nowhere: the packet
+is still in a queue of this host (EBUSY), memory is short."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,8 +52,6 @@ class Retransmission:
     """Payload of each TCP segment but the last, if there are several."""
     reason: str
     """probe (tail loss probe), or the state of the socket: open, disorder, cwr, recovery, loss. Empty for a SYN-ACK."""
-    error: int = 0
-    """Below 0: it was counted, but could not be sent."""
 
     def segments(self) -> list[Retransmission]:
         """What leaves where the device does no GSO: a packet for each TCP segment."""
@@ -102,7 +103,8 @@ class Tracepoints:
         """All so far, or those of one namespace, in order of time."""
         if self._rings:
             packets, synacks = self._rings
-            self._events += [_packet(_PACKET.unpack(each), self._clock) for each in packets.drain(_PACKET.size)]
+            sent = [_PACKET.unpack(each) for each in packets.drain(_PACKET.size)]
+            self._events += [_packet(fields, self._clock) for fields in sent if fields[_ERROR] == 0]
             self._events += [_synack(_SYNACK.unpack(each), self._clock) for each in synacks.drain(_SYNACK.size)]
             self._events.sort()
         return [event for event in self._events if namespace in (None, event.namespace)]
@@ -163,7 +165,7 @@ def _synack_reads() -> list[Read]:
 
 
 def _packet(fields: tuple[int, ...], clock: int) -> Retransmission:
-    *socket, seq, end_seq, segments, size, flags, state, timer, error = fields
+    *socket, seq, end_seq, segments, size, flags, state, timer, _ = fields
     moment, namespace, local, remote = _socket(socket, clock)
     state &= 0x1F  # the bits above it belong to other members
     reason = "probe" if timer == _LOSS_PROBE and state <= _REASONS.index("disorder") else _REASONS[state]
@@ -171,7 +173,7 @@ def _packet(fields: tuple[int, ...], clock: int) -> Retransmission:
     kind = "syn" if flags & _SYN else "fin" if flags & _FIN and not has_data else "data"
     if flags & _SYN and flags & _ACK:
         kind = "synack"  # of a simultaneous open
-    return Retransmission(moment, namespace, kind, local, remote, seq, end_seq, segments, size, reason, error)
+    return Retransmission(moment, namespace, kind, local, remote, seq, end_seq, segments, size, reason)
 
 
 def _synack(fields: tuple[int, ...], clock: int) -> Retransmission:

@@ -60,8 +60,9 @@ class Truth:
         return difference(self._before.get(name, {}), after)
 
     def retransmitted_segments(self, name: str) -> int:
-        """TCP segments that its kernel sent again: RetransSegs."""
-        return self.counters(name)["TcpRetransSegs"]
+        """TCP segments that its kernel sent again: RetransSegs, less what failed to leave."""
+        counters = self.counters(name)
+        return counters["TcpRetransSegs"] - counters["TcpExtTCPRetransFail"]
 
     def retransmissions(self, name: str) -> list[Retransmission]:
         """The packets that its kernel sent again, in order of time."""
