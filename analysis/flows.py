@@ -21,7 +21,7 @@ checksums of captured packets are mostly left to the network card.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from analysis.columns_kernels import write_community_ids
 from analysis.layout import ICMP, ICMPV6, NANOSECONDS, PACKET, TCP, UDP
 
 Records = npt.NDArray[Any]
+FlowRows: TypeAlias = tuple[Records, Records, npt.NDArray[np.uint8], list[str | None], Records]
+"""ACCOUNT[n], ACCOUNT_SIDE[2n], histories, server names, MINUTE[m]."""
 
 FIRST_SLOTS: Final = 1 << 14
 SWEEP_PACKETS: Final = 1 << 20
@@ -123,8 +125,8 @@ class Flows:
         count = flows_kernels.give_up_early(self._fragments, self._early, self._early_links, settled)
         self._settled.append(settled[:count])
 
-    def rows(self) -> tuple[Records, Records, npt.NDArray[np.uint8], list[str | None], Records]:
-        """What was finished since the last call: ACCOUNT[n], ACCOUNT_SIDE[2n], histories, server names, MINUTE[m]."""
+    def rows(self) -> FlowRows:
+        """What was finished since the last call."""
         closed, self._closed = self._closed, []
         flows = np.concatenate([c.flows for c in closed] or [np.zeros(0, accounts.ACCOUNT)])
         sides = np.concatenate([c.sides for c in closed] or [np.zeros(0, accounts.ACCOUNT_SIDE)])

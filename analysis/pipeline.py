@@ -27,7 +27,7 @@ from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, learn
 from analysis.errors import Problem
-from analysis.flows import Flows, flow_minutes_table, flows_table, is_loss_uncertain
+from analysis.flows import FlowRows, Flows, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.layout import (
@@ -55,7 +55,7 @@ OVERLAP_NS: Final = NANOSECONDS
 """Rotated files of one capture may overlap by this much, and by half of the earlier one; other files that overlap were
 captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
-FLUSH_FLOWS: Final = 1 << 17
+FLUSH_FLOWS: Final = 1 << 16
 AHEAD: Final = 2
 """Chunks that are read before, and written after, the one that is analysed, if there are threads for it."""
 
@@ -270,45 +270,46 @@ class _Line:
                 flows.account(chunk.data, chunk.packets, verdicts)
                 dns.feed(chunk.data, chunk.packets)
                 writing.append(write(self._write_packets, node, chunk.data, flows.settled()))
-                if len(writing) > self._ahead:
-                    writing.popleft().result()
                 if flows.finished >= FLUSH_FLOWS:
-                    self._write_flows(node, flows, retransmits)
-                    self._write_dns(node, dns)
+                    writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
+                    writing.append(write(self._write_dns, node, dns.rows()))
+                while len(writing) > self._ahead:
+                    writing.popleft().result()
                 self._show_progress()
+            flows.finish()
+            dns.finish()
+            writing += [
+                write(self._write_last_packets, node, flows.settled()),
+                write(self._write_flows, node, _finished(flows, retransmits)),
+                write(self._write_retransmits, node, retransmits.rows()),
+                write(self._write_dns, node, dns.rows()),
+            ]
             for written in writing:
                 written.result()
-        flows.finish()
-        dns.finish()
-        self._write_packets(node, NO_BYTES, flows.settled())
-        for table in self._packet_rows.rest(self._segment_names, self._points.names):
-            self._batch.add("packets", table, node)
-        self._write_flows(node, flows, retransmits)
-        self._write_retransmits(node, retransmits)
-        self._write_dns(node, dns)
 
     def _write_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
         for table in self._packet_rows.add(data, packets, self._segment_names, self._points.names):
             self._batch.add("packets", table, node)
 
-    def _write_flows(self, node: str, flows: Flows, retransmits: Retransmits) -> None:
-        accounts, sides, history, server_names, minutes = flows.rows()
-        retransmits.learn_uncertain(accounts["flow_uid"][is_loss_uncertain(accounts, sides)])
-        table = flows_table(accounts, sides, history, server_names, self._points.names)
-        table = add_identities(self._identities, "flows", table)
+    def _write_last_packets(self, node: str, packets: Records) -> None:
+        self._write_packets(node, NO_BYTES, packets)
+        for table in self._packet_rows.rest(self._segment_names, self._points.names):
+            self._batch.add("packets", table, node)
+
+    def _write_flows(self, node: str, rows: FlowRows) -> None:
+        table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
         self._batch.add("flows", lake.clustered("flows", table), node)
-        self._batch.add("flow_minutes", flow_minutes_table(minutes), node)
+        self._batch.add("flow_minutes", flow_minutes_table(rows[-1]), node)
         self._summary.flows += len(table)
 
-    def _write_retransmits(self, node: str, retransmits: Retransmits) -> None:
-        events = retransmits.rows()
+    def _write_retransmits(self, node: str, events: Records) -> None:
         table = retransmits_table(events, self._segment_names, self._points.names)
         self._batch.add("retransmits", add_identities(self._identities, "retransmits", table), node)
         self._summary.retransmits += len(table)
 
-    def _write_dns(self, node: str, dns: Dns) -> None:
-        table = dns_table(dns.rows(), self._segment_names, self._points.names)
+    def _write_dns(self, node: str, rows: DnsRows) -> None:
+        table = dns_table(rows, self._segment_names, self._points.names)
         self._batch.add("dns", add_identities(self._identities, "dns", table), node)
         self._summary.transactions += len(table)
 
@@ -316,6 +317,14 @@ class _Line:
         if self._progress:
             packets = sum(int(counts[COUNTED_PACKETS]) for _, counts, _ in self._read)
             self._progress(self._seen_bytes, self._total_bytes, packets)
+
+
+def _finished(flows: Flows, retransmits: Retransmits) -> FlowRows:
+    """The rows of finished flows; where the capture missed too much of them, their retransmits are in doubt."""
+    rows = flows.rows()
+    accounts, sides = rows[:2]
+    retransmits.learn_uncertain(accounts["flow_uid"][is_loss_uncertain(accounts, sides)])
+    return rows
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
