@@ -63,9 +63,8 @@ def events(answer: Any, count: int) -> list[tuple[str, str]]:
 
 
 def open_watch(http: urllib3.PoolManager, server: ApiServer, query: str = "") -> Any:
-    before = server.open_watches
     answer = http.request("GET", f"{server.url}/api/v1/pods?watch=1{query}", preload_content=False)
-    server.wait_until(lambda: server.is_settled(before + 1))
+    server.wait_until(server.is_settled)
     return answer
 
 
