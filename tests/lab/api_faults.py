@@ -49,7 +49,6 @@ class Fault:
             and (self.times is None or self.count < self.times)
             and self.resource in (None, plural)
             and self.verb in (None, verb)
-            and (self.kind != "eof" or verb == "watch")
         )
 
     def refusal(self, verb: str, resource: Resource, namespace: str, name: str, current: int) -> ApiError:

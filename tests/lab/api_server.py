@@ -216,12 +216,10 @@ class ApiServer:
         with self.store.changed:
             return len(self._watches)
 
-    def is_settled(self, watches: int = 0, since: float = 0) -> bool:
-        """Whether at least so many watches are open, and all know everything and what time it is."""
+    def is_settled(self, since: float = 0) -> bool:
+        """Whether all open watches know everything, and looked at the clock since then."""
         with self.store.changed:
-            open_ones = list(self._watches)
-            told = all(each.seen >= self.store.revision and each.looked_at >= since for each in open_ones)
-            return told and len(open_ones) >= watches
+            return all(each.seen >= self.store.revision and each.looked_at >= since for each in self._watches)
 
     def wait_until(self, condition: Callable[[], bool], timeout: float = 10) -> None:
         end = time.monotonic() + timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -56,7 +57,7 @@ class Watch:
         self._next_bookmark = now + BOOKMARK_AFTER_START if self._owes_initial else self._bookmark_after(now)
         self._begun_at = 0
         """No bookmark says less than what the watch started with."""
-        self.looked_at = now
+        self.looked_at = -math.inf
         """When take() was last called."""
         self._has_begun = False
 

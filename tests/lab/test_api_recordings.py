@@ -189,7 +189,7 @@ def test_watches_with_selectors_bookmarks_and_initial_events(http: urllib3.PoolM
     with ApiServer(clock=clock) as server, urllib3.PoolManager(maxsize=30, timeout=20) as pool:
         history.feed(server, FIRST_WATCHES)
         clients = [Client(pool, server, recording) for recording in recordings("watch/*")]
-        server.wait_until(lambda: server.is_settled(len(clients)))
+        server.wait_until(server.is_settled)
         history.feed(server, 283)
         let_pass(server, clock, 0.4, 60.5, 98.1, 100.1)
         for client in clients:
@@ -203,11 +203,11 @@ def test_watches_of_what_controllers_do(http: urllib3.PoolManager) -> None:
     with ApiServer(clock=clock) as server, urllib3.PoolManager(maxsize=30, timeout=20) as pool:
         history.feed(server, SECOND_WATCHES)
         clients = [Client(pool, server, each) for each in all_streams if each not in late]
-        server.wait_until(lambda: server.is_settled(len(clients)))
+        server.wait_until(server.is_settled)
         history.feed(server, SECOND_LISTS)
         clock.now = 13
         clients += [Client(pool, server, each) for each in late]
-        server.wait_until(lambda: server.is_settled(len(clients)))
+        server.wait_until(server.is_settled)
         history.feed(server, 909)
         let_pass(server, clock, 13.4, 31.1, 33.1)
         history.feed(server, 1131)

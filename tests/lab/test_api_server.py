@@ -63,9 +63,8 @@ def events(answer: Any, count: int) -> list[tuple[str, str]]:
 
 
 def open_watch(http: urllib3.PoolManager, server: ApiServer, query: str = "") -> Any:
-    before = server.open_watches
     answer = http.request("GET", f"{server.url}/api/v1/pods?watch=1{query}", preload_content=False)
-    server.wait_until(lambda: server.is_settled(before + 1))
+    server.wait_until(server.is_settled)
     return answer
 
 
@@ -215,6 +214,14 @@ def test_version_0_has_no_pages(server: ApiServer, http: urllib3.PoolManager) ->
         server.apply(pod(f"p{number}"))
     assert len(names(http, server, "limit=1&resourceVersion=0")) == 3
     assert len(names(http, server, "limit=1")) == 1
+
+
+def test_pages_that_ask_for_a_version_get_exactly_that(server: ApiServer, http: urllib3.PoolManager) -> None:
+    for number in range(3):
+        server.apply(pod(f"p{number}"))
+    assert names(http, server, "resourceVersion=2") == ["p0", "p1", "p2"]
+    assert names(http, server, "resourceVersion=2&limit=5") == ["p0", "p1"]
+    assert names(http, server, "resourceVersion=2&limit=5&resourceVersionMatch=NotOlderThan") == ["p0", "p1", "p2"]
 
 
 def test_an_expired_page_comes_with_a_token_for_the_rest_as_it_is_now(
