@@ -211,6 +211,31 @@ class TestSeveralPoints:
         assert row["tcp_segments"] == 20 + 100
         assert row["retransmitted_tcp_segments"] == 1 + 5
 
+    @pytest.mark.parametrize(
+        "bypassed",
+        [
+            {"history": "SADF", "resp_packets": 0, "resp_bytes": 0, "orig_tcp_segments": 20},
+            {"history": "S", "resp_packets": 0, "resp_bytes": 0, "orig_tcp_segments": 1, "conn_state": "S0"},
+            {"history": "^hadf", "orig_packets": 0, "orig_bytes": 0, "orig_tcp_segments": 0},
+        ],
+        ids=["answers", "all but the first packet", "questions"],
+    )
+    def test_a_point_that_packets_went_past_does_not_speak_for_the_connection(
+        self, tmp_path: Path, bypassed: dict[str, Any]
+    ) -> None:
+        bridge = flow("x-bridge", T - 50, community_id="1:x", interface="cni0", handshake_rtt_ns=None, **bypassed)
+        whole = self.points(orig_packets=30, resp_packets=90, history="ShADad")
+        (row,) = records(lake_of(tmp_path, bridge, *whole).report("flows"))
+        assert (row["connections"], row["failed"], row["orig_bytes"], row["resp_bytes"]) == (1, 0, 50, 90)
+        assert row["handshake_rtt_p50_ns"] == 900
+
+    def test_a_connection_whose_answers_were_lost_failed_although_the_server_saw_them(self, tmp_path: Path) -> None:
+        same = {"community_id": "1:x", "orig_tcp_segments": 4}
+        client = flow("x-client", T, conn_state="S0", history="S", resp_packets=0, resp_tcp_segments=0, **same)
+        server = flow("x-server", T + 200, interface="cali2", conn_state="S1", history="Sh", **same)
+        (row,) = records(lake_of(tmp_path, client, server).report("flows"))
+        assert (row["connections"], row["failed"]) == (1, 1)
+
     def test_a_port_used_again_later_is_another_connection(self, tmp_path: Path) -> None:
         again = self.points(T + MINUTE)
         for row in again:

@@ -5,7 +5,9 @@ and the other node shows it again; each is a flow. Adding them up would tell thr
 Community ID at different points that overlap in time are therefore taken as one connection, and each figure from the
 flow that knows it best:
 
-- traffic, outcome and handshake from the flow that began first: the point nearest to orig;
+- traffic, outcome and handshake from the flow that began first, the point nearest to orig; but not where packets went
+  past that point: orig acknowledges what was not seen, or another point saw twice as many TCP segments of orig (a
+  bridge sees one direction only, or the first packet only, where NAT turns the rest on its way);
 - TCP segments and retransmissions of a sender from the flow that saw most of its TCP segments: the point nearest to
   the sender, for loss only takes away.
 
@@ -74,6 +76,7 @@ _ALL: Final = "SELECT *, true AS is_primary, true AS counts_orig, true AS counts
 _ONCE: Final = f"""
     WITH narrow AS (  -- hashes: sorting ten million texts takes four times as long
         SELECT flow_uid, hash(community_id) AS community, hash({POINT}) AS point, orig_tcp_segments, resp_tcp_segments,
+            orig_packets = 0 OR (resp_packets = 0 AND contains(history, 'A')) AS is_one_way,
             epoch_ns(first_seen) AS first_ns, epoch_ns(last_seen) AS last_ns, hash(flow_uid) AS tie
         FROM seen
     ), begins AS (
@@ -88,12 +91,17 @@ _ONCE: Final = f"""
         -- Flows that one point tells apart (another VLAN, a port used again at once) are different connections.
         SELECT *, row_number() OVER (PARTITION BY community, stretch, point ORDER BY first_ns, tie) AS nth
         FROM overlapping
+    ), compared AS (
+        SELECT *, is_one_way OR 2 * orig_tcp_segments < max(orig_tcp_segments) OVER (
+            PARTITION BY community, stretch, nth
+        ) AS is_bypassed
+        FROM at_point
     ), ranked AS (
         SELECT flow_uid,
-            row_number() OVER (c ORDER BY first_ns, tie) = 1 AS is_primary,
+            row_number() OVER (c ORDER BY is_bypassed, first_ns, tie) = 1 AS is_primary,
             row_number() OVER (c ORDER BY orig_tcp_segments DESC, first_ns, tie) = 1 AS counts_orig,
             row_number() OVER (c ORDER BY resp_tcp_segments DESC, first_ns DESC, tie) = 1 AS counts_resp
-        FROM at_point WINDOW c AS (PARTITION BY community, stretch, nth)
+        FROM compared WINDOW c AS (PARTITION BY community, stretch, nth)
     )
     SELECT * FROM seen JOIN ranked USING (flow_uid)
 """
