@@ -39,9 +39,9 @@ FlowRows: TypeAlias = tuple[Records, Records, npt.NDArray[np.uint8], list[str | 
 FIRST_SLOTS: Final = 1 << 14
 SWEEP_PACKETS: Final = 1 << 20
 """How often what is over is looked for; it decides about memory only, never about the tables."""
-REMEMBERED_SLOTS: Final = 1 << 18
+REMEMBERED_SLOTS: Final = 1 << 16
 """Ended TCP flows are remembered, for what the same ports do later, until there are more slots than this."""
-REMEMBERED_NS: Final = 600 * NANOSECONDS
+REMEMBERED_NS: Final = 300 * NANOSECONDS
 
 CONN_STATES: Final = ("OTH", "S0", "S1", "SF", "REJ", "S2", "S3", "RSTO", "RSTR", "RSTOS0", "RSTRH", "SH", "SHR")
 
