@@ -2,6 +2,7 @@
 #   make demo   analyse sample_pcaps/ into build/demo-lake and print the three reports
 #   make test   all tests, the kernels' ones with and without the JIT compiler
 #   make lint   ruff, strict types, import rules, docs
+#   make lab    a small cluster of network namespaces to play in, until Ctrl-C (as root; LAB="--cni cilium --ipv6")
 #   make bench  podtap and its peers on the same captures
 #   make docs   write docs/tables.md, reports.md and files.md from the code
 #   make lock   take new versions of all dependencies into constraints.txt
@@ -19,7 +20,7 @@ CHECK_PYTHON := command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing;
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3-venv is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore -c constraints.txt
 
-.PHONY: demo test lint bench docs lock clean
+.PHONY: demo test lint lab bench docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-analysis
@@ -39,6 +40,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_docs.py
+
+lab: $(VENV)/installed-dev
+	$(BIN)/python -m tests.lab $(LAB)
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/run.py

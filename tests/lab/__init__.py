@@ -1,0 +1,1 @@
+"""A small Kubernetes cluster of network namespaces whose truth is known."""

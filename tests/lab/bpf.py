@@ -1,0 +1,194 @@
+"""Small programs that the kernel runs at its tracepoints: each copies some bytes out of it, with the time.
+
+They live as long as their file descriptors, so that a crash leaves nothing behind. Written out as instructions, since
+a compiler for a dozen of them would be the largest thing that the lab needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_SYSTEM_CALL: Final = {"x86_64": 321, "aarch64": 280}
+_MAP_CREATE, _PROG_LOAD, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 0, 5, 15, 17
+_INFORMATION_SIZE, _RECURSION_MISSES = 216, 208
+"""Of struct bpf_prog_info."""
+_MAP_TYPE_RINGBUF, _PROG_TYPE_RAW_TRACEPOINT = 27, 17
+_PROBE_READ_KERNEL, _RINGBUF_OUTPUT, _KTIME_GET_TAI_NS = 113, 130, 208
+_FRAME_POINTER: Final = 10
+_LICENSE: Final = b"Dual BSD/GPL\0"
+"""The kernel lends its reading functions to such programs only."""
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Read:
+    """`size` bytes behind the pointer that is the tracepoint's argument, or the argument itself where size is 0."""
+
+    argument: int
+    offset: int = 0
+    size: int = 0
+    through: tuple[int, ...] = ()
+    """Offsets of pointers to follow first."""
+
+    @property
+    def length(self) -> int:
+        return self.size or 8
+
+
+def tracer(reads: Sequence[Read], ring: int) -> bytes:
+    """The program: 8 bytes of time (CLOCK_TAI), then what is read, one behind the other, into the ring buffer."""
+    length = 8 + sum(read.length for read in reads)
+    record = -(length + 7) // 8 * 8
+    pointer = record - 8
+    code = [
+        _move(6, 1),
+        *_call(_KTIME_GET_TAI_NS),
+        _store(_FRAME_POINTER, record, 0),
+    ]
+    at = record + 8
+    for read in reads:
+        code += [_load(7, 6, 8 * read.argument)]
+        for offset in read.through:
+            code += [*_copy(pointer, 8, offset), _load(7, _FRAME_POINTER, pointer)]
+        code += _copy(at, read.size, read.offset) if read.size else [_move(1, 7), *_store_bytes(at, 1)]
+        at += read.length
+    code += [
+        _instruction(0x18, 1, 1, 0, ring),  # r1 = the map; takes two instructions
+        _instruction(0, 0, 0, 0, 0),
+        _move(2, _FRAME_POINTER),
+        _add(2, record),
+        _set(3, length),
+        _set(4, 0),
+        *_call(_RINGBUF_OUTPUT),
+        _set(0, 0),
+        _instruction(0x95, 0, 0, 0, 0),
+    ]
+    return b"".join(code)
+
+
+def _instruction(code: int, to: int, source: int, offset: int, value: int) -> bytes:
+    return struct.pack("<BBhi", code, source << 4 | to, offset, value)
+
+
+def _move(to: int, source: int) -> bytes:
+    return _instruction(0xBF, to, source, 0, 0)
+
+
+def _set(to: int, value: int) -> bytes:
+    return _instruction(0xB7, to, 0, 0, value)
+
+
+def _add(to: int, value: int) -> bytes:
+    return _instruction(0x07, to, 0, 0, value)
+
+
+def _load(to: int, source: int, offset: int) -> bytes:
+    return _instruction(0x79, to, source, offset, 0)
+
+
+def _store(to: int, offset: int, source: int) -> bytes:
+    return _instruction(0x7B, to, source, offset, 0)
+
+
+def _store_bytes(at: int, source: int) -> list[bytes]:
+    """8 bytes, one by one: the place may not be aligned."""
+    shift = _instruction(0x77, source, 0, 0, 8)
+    return [each for k in range(8) for each in (_instruction(0x73, _FRAME_POINTER, source, at + k, 0), shift)]
+
+
+def _call(function: int) -> list[bytes]:
+    return [_instruction(0x85, 0, 0, 0, function)]
+
+
+def _copy(at: int, size: int, offset: int) -> list[bytes]:
+    """From r7 + offset into the stack."""
+    return [
+        _move(1, _FRAME_POINTER),
+        _add(1, at),
+        _set(2, size),
+        _move(3, 7),
+        _add(3, offset),
+        *_call(_PROBE_READ_KERNEL),
+    ]
+
+
+class RingBuffer:
+    """What programs have written, in order; Documentation/bpf/ringbuf.rst."""
+
+    def __init__(self, size: int) -> None:
+        self.descriptor = _bpf(_MAP_CREATE, struct.pack("<IIII", _MAP_TYPE_RINGBUF, 0, 0, size))
+        self._size = size
+        page = mmap.PAGESIZE
+        self._consumer = mmap.mmap(self.descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer = mmap.mmap(self.descriptor, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+
+    def drain(self, largest: int) -> Iterator[bytes]:
+        """What came since the last time. Raises RuntimeError where a record of the largest size may not have fitted."""
+        page = mmap.PAGESIZE
+        (at,) = struct.unpack_from("<Q", self._consumer)
+        (end,) = struct.unpack_from("<Q", self._producer)
+        if end - at > self._size - (largest + 16):
+            raise RuntimeError("the ring buffer is full: events were lost")
+        while at < end:
+            (header,) = struct.unpack_from("<I", self._producer, page + at % self._size)
+            while header >> 31:  # being written on another processor
+                time.sleep(0)
+                (header,) = struct.unpack_from("<I", self._producer, page + at % self._size)
+            length = header & 0x3FFFFFFF
+            begin = page + at % self._size + 8
+            yield self._producer[begin : begin + length]
+            at += (8 + length + 7) // 8 * 8
+            struct.pack_into("<Q", self._consumer, 0, at)
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._producer.close()
+        os.close(self.descriptor)
+
+
+class Tracer:
+    """Runs at a tracepoint until it is closed."""
+
+    def __init__(self, tracepoint: str, reads: Sequence[Read], ring: RingBuffer) -> None:
+        code = tracer(reads, ring.descriptor)
+        log = ctypes.create_string_buffer(1 << 16)
+        texts = (ctypes.create_string_buffer(code), ctypes.create_string_buffer(_LICENSE))
+        instructions, license_text = (ctypes.addressof(text) for text in texts)
+        verifier = (1, len(log), ctypes.addressof(log))
+        load = struct.pack("<IIQQIIQ", _PROG_TYPE_RAW_TRACEPOINT, len(code) // 8, instructions, license_text, *verifier)
+        try:
+            self._program = _bpf(_PROG_LOAD, load)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {log.value.decode()}") from None
+        name = ctypes.create_string_buffer(tracepoint.encode())
+        self._link = _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name), self._program))
+
+    def close(self) -> None:
+        """Raises RuntimeError if it was not run each time: it does not interrupt itself."""
+        os.close(self._link)
+        information = ctypes.create_string_buffer(_INFORMATION_SIZE)
+        request = struct.pack("<IIQ", self._program, len(information), ctypes.addressof(information))
+        try:
+            _bpf(_OBJ_GET_INFO_BY_FD, request)
+        finally:
+            os.close(self._program)
+        (missed,) = struct.unpack_from("<Q", information, _RECURSION_MISSES)
+        if missed:
+            raise RuntimeError(f"{missed} events were missed")
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    given = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
+    number = _SYSTEM_CALL[platform.machine()]
+    done = int(_libc.syscall(number, command, given, len(given)))
+    if done < 0:
+        raise OSError(ctypes.get_errno(), f"bpf({command}): {os.strerror(ctypes.get_errno())}")
+    return done
