@@ -25,7 +25,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 demo: $(VENV)/installed-analysis
 	rm -rf $(DEMO_LAKE)
-	$(PODTAP) analyze sample_pcaps --metadata sample_pcaps/metadata --lake $(DEMO_LAKE)
+	$(PODTAP) analyze sample_pcaps/incident --metadata sample_pcaps/incident/metadata --lake $(DEMO_LAKE)
 	$(PODTAP) report flows --lake $(DEMO_LAKE)
 	$(PODTAP) report retransmits --lake $(DEMO_LAKE)
 	$(PODTAP) report dns --lake $(DEMO_LAKE)

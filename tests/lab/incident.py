@@ -36,7 +36,7 @@ from tests.lab.workloads import PORT, HttpServer
 
 SNAPLEN: Final = 256
 """A DNS message stays whole, also inside VXLAN."""
-LOST: Final = seeded(seed=20, rate=0.04)
+LOST: Final = seeded(seed=20, rate=0.1)
 LOSABLE: Final = "udp dport 8472 meta length > 1000"
 """A bad cable damages long frames: of what crosses it, the VXLAN packets that are full."""
 UPSTREAM_SECONDS: Final = 1.7
