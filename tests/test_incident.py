@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def sender_ip(row: dict[str, Any]) -> str:
 def test_the_sample_is_small_and_says_how_it_was_made() -> None:
     assert sum(path.stat().st_size for path in INCIDENT.rglob("*") if path.is_file()) < 2_000_000
     assert TRUTH["recorded_with"].keys() == {"kernel", "tcpdump", "snaplen"}
+
+
+@pytest.mark.parametrize("event", ["start", "loss", "repaired", "slow_dns", "quick_dns", "kill", "end"])
+def test_the_story_is_told_with_its_times(event: str) -> None:
+    time = f"{datetime.fromtimestamp(TRUTH['times'][event] // SECOND, UTC):%H:%M:%S}"
+    assert f"| {time} |" in (INCIDENT / "README.md").read_text()
+
+
+def test_the_story_is_told_with_its_numbers() -> None:
+    told = (INCIDENT / "README.md").read_text()
+    assert f"{TRUTH['uplink']['lost']} of {TRUTH['uplink']['crossed']} are lost" in told
+    assert f"its IP {(TRUTH['times']['reused'] - TRUTH['times']['killed']) // 10**6 + 1} ms later: {REUSED}" in told
 
 
 def test_the_truth_agrees_with_itself() -> None:

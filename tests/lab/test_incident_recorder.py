@@ -19,8 +19,8 @@ def test_a_short_incident_has_all_that_the_story_tells(tmp_path: Path) -> None:
     incident.main(tmp_path, incident.QUICK)
     truth = json.loads((tmp_path / "truth.json").read_text())
     retransmitted = {name: each["retransmitted_segments"] for name, each in truth["kernel"].items()}
-    assert retransmitted.pop(incident.CHECKOUT.name) == truth["uplink"]["lost"] > 0
-    assert not any(retransmitted.values())
+    assert retransmitted == {name: each["segments_of_events"] for name, each in truth["kernel"].items()}
+    assert retransmitted[incident.CHECKOUT.name] >= truth["uplink"]["lost"] > 0  # more, where the machine is busy
     slow = [row for row in truth["requests"] if row["lookup_ns"] > SLOW_NS]
     assert {row["pod"] for row in slow} == {incident.CHECKOUT.name}
     assert not any("error" in row for row in truth["requests"])
