@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import podtap
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLES = ROOT / "sample_pcaps"
+INCIDENT = ROOT / "sample_pcaps" / "incident"
 
 
 def shown(language: str) -> Iterator[str]:
@@ -28,7 +28,7 @@ REPORTS = dict(block.removeprefix("$ ").split("\n", 1) for block in shown("") if
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tour") / "lake"
-    arguments = ["analyze", str(SAMPLES), "--metadata", str(SAMPLES / "metadata"), "--lake", str(path)]
+    arguments = ["analyze", str(INCIDENT), "--metadata", str(INCIDENT / "metadata"), "--lake", str(path)]
     analyzed = CliRunner().invoke(podtap.main, arguments)
     assert analyzed.exit_code == 0, analyzed.output
     return path
@@ -43,4 +43,12 @@ def test_reports_print_what_the_tour_shows(command: str, lake: Path) -> None:
 def test_the_python_of_the_tour_runs(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = shown("python")
     exec(code.replace("build/demo-lake", str(lake)), {})
-    assert "orders.partner.example" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rates.exchange.example.org" in printed
+    assert [line.split()[1].partition("-")[0] for line in printed.splitlines()[-2:]] == ["cart", "report"]
+
+
+def test_the_demo_prints_the_reports_of_the_tour() -> None:
+    demo = (ROOT / "Makefile").read_text().partition("\ndemo: ")[2].partition("\n\n")[0]
+    reports = re.findall(r"\$\(PODTAP\) (report .*) --lake", demo)
+    assert [f"podtap {report}" for report in reports] == list(REPORTS)

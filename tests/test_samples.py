@@ -74,9 +74,9 @@ def lakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All samples in one lake, as `make demo` does it."""
+    """All samples in one lake."""
     lake = tmp_path_factory.mktemp("whole")
-    analyze([str(FOLDER)], lake, metadata=[str(FOLDER / "metadata")])
+    analyze([str(FOLDER / sample) for sample in SAMPLES], lake, metadata=[str(FOLDER / "metadata")])
     return lake
 
 

@@ -110,6 +110,8 @@ class Lab:
         self.outside: Host
         self._namespaces: list[Namespace] = []
         self._exits = contextlib.ExitStack()
+        self.wire: Namespace
+        """The switch between the nodes: node-b is plugged in at its port `to-node-b`."""
         self._cni: Cni
         self._router: Namespace
         self._given: dict[str, int] = {}
@@ -233,7 +235,7 @@ class Lab:
     def _build_network(self) -> None:
         """A switch, the nodes, a router, and a host beyond it."""
         wire, router, outside = (self.new_namespace(name) for name in ("wire", "router", "outside"))
-        self._router = router
+        self.wire, self._router = wire, router
         wire.ip("link add switch type bridge mcast_snooping 0", "link set switch up")
         set_sysctls(wire, {"net/bridge/bridge-nf-call-iptables": 0, "net/bridge/bridge-nf-call-ip6tables": 0})
         self._plug_in(wire, router, "router", addresses.ROUTER, 0)
