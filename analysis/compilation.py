@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from analysis import accounts_kernels, columns, dns_kernels, flows_kernels, packet_rows_kernels
+from analysis import accounts_kernels, columns, dns_kernels, flows_kernels
 from analysis.columns_kernels import write_community_ids
 from analysis.dns import Dns
 from analysis.dns_fragments import Fragments
@@ -92,8 +92,9 @@ def _columns() -> None:
 def _packet_rows() -> None:
     packet = np.zeros(1, PACKET)
     packet["quote_offset"] = -1
-    list(PacketRows(rows=2).add(BYTES, packet, [""], [None]))
-    packet_rows_kernels.forget(np.zeros(1, np.int32), np.zeros(0, packet_rows_kernels.ENTRY))
+    rows = PacketRows(rows=2)
+    rows.take(BYTES, packet, [None])
+    rows.clear()
 
 
 def _framing() -> None:

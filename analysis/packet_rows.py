@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ class PacketRows:
             np.empty((len(kernels.PLACE_COLUMNS), rows), np.int32),
             np.empty(rows, np.uint32),
         )
-        table = 1 << (4 * rows).bit_length()
+        table = 1 << (2 * rows).bit_length()
         self._dictionaries = Dictionaries(
             np.empty((2 * rows, 2), np.uint64),
             np.full(table, kernels.NOTHING, np.int32),
@@ -95,39 +95,33 @@ class PacketRows:
         self._entry_of_slot = np.zeros(0, np.int32)
         self._quotes: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]] = []
 
-    def add(
-        self,
-        data: npt.NDArray[np.uint8],
-        packets: npt.NDArray[np.void],
-        segment_names: Sequence[str],
-        interface_names: Sequence[str | None],
-    ) -> Iterator[pa.Table]:
-        """Takes in a chunk's PACKET[n] that know their flows; gives the row groups that it fills (schemas.PACKETS).
+    @property
+    def is_full(self) -> bool:
+        return self._count == self._room
 
-        A table is valid until the next one is asked for: it is made of the room that is used again.
-        """
+    @property
+    def is_empty(self) -> bool:
+        return not self._count
+
+    def take(
+        self, data: npt.NDArray[np.uint8], packets: npt.NDArray[np.void], interface_names: Sequence[str | None]
+    ) -> int:
+        """Takes in the first of a chunk's PACKET[n] that know their flows, as many as there is room for: returns it."""
+        part = packets[: self._room - self._count]
         named = np.array([name is not None for name in interface_names], np.bool_)
-        self._make_slots(packets)
-        done = 0
-        while done < len(packets):
-            part = packets[done : done + self._room - self._count]
-            with np.errstate(over="ignore"):
-                kernels.split(
-                    part, self._count, self._columns, named, self._entry_of_slot, self._dictionaries, self._counts
-                )
-            quoting = np.flatnonzero(part["quote_offset"] >= 0)
-            if len(quoting):
-                self._quotes.append((quoting + self._count, decode_quotes(data, part[quoting])))
-            self._count += len(part)
-            done += len(part)
-            if self._count == self._room:
-                yield from self.rest(segment_names, interface_names)
+        self._make_slots(part)
+        with np.errstate(over="ignore"):
+            kernels.split(
+                part, self._count, self._columns, named, self._entry_of_slot, self._dictionaries, self._counts
+            )
+        quoting = np.flatnonzero(part["quote_offset"] >= 0)
+        if len(quoting):
+            self._quotes.append((quoting + self._count, decode_quotes(data, part[quoting])))
+        self._count += len(part)
+        return len(part)
 
-    def rest(self, segment_names: Sequence[str], interface_names: Sequence[str | None]) -> Iterator[pa.Table]:
-        """The rows that no row group has yet, if there are any."""
-        if not self._count:
-            return
-        yield self._table(segment_names, interface_names)
+    def clear(self) -> None:
+        """Makes room for the next row group; tables of this one are not valid any more."""
         kernels.forget(self._entry_of_slot, self._dictionaries.entries[: self._counts[kernels.ENTRIES]])
         self._dictionaries.inner_table[:] = kernels.NOTHING
         if self._counts[kernels.OUTER]:
@@ -143,7 +137,8 @@ class PacketRows:
             larger[: len(self._entry_of_slot)] = self._entry_of_slot
             self._entry_of_slot = larger
 
-    def _table(self, segment_names: Sequence[str], interface_names: Sequence[str | None]) -> pa.Table:
+    def table(self, segment_names: Sequence[str], interface_names: Sequence[str | None]) -> pa.Table:
+        """The rows as schemas.PACKETS, without a copy of what is in this room."""
         rows, count = self._columns, self._count
         inner = self._dictionaries.inner[: self._counts[kernels.INNER]]
         outer = self._dictionaries.outer[: self._counts[kernels.OUTER]]

@@ -49,6 +49,7 @@ from analysis.schemas import IDENTITIES
 from analysis.segments import STDIN, Segment, find_segments, segments_table
 
 Records: TypeAlias = npt.NDArray[Any]
+Submit: TypeAlias = Callable[..., Future[Any]]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 OVERLAP_NS: Final = NANOSECONDS
@@ -56,8 +57,8 @@ OVERLAP_NS: Final = NANOSECONDS
 captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 16
-AHEAD: Final = 2
-"""Chunks that are read before, and written after, the one that is analysed, if there are threads for it."""
+AHEAD: Final = 1
+"""Chunks that are read before, and searched for lookups after, the one that is analysed, if there are threads for it."""
 
 
 @dataclass
@@ -177,8 +178,8 @@ class _Line:
         self._progress = progress
         self._segment_names: list[str] = []
         self._points = ObservationPoints()
-        self._packet_rows = PacketRows()
         self._ahead = AHEAD if jobs > 1 else 0
+        self._packet_rows = deque(PacketRows() for _ in range(2 if jobs > 1 else 1))
         self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []
@@ -254,11 +255,13 @@ class _Line:
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
-        """One recording: decoding runs ahead, and packets are written behind, in threads of their own."""
+        """One recording. Reading and decoding run ahead, lookups and writing behind, in threads of their own."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            read, write = (reader.submit, writer.submit) if self._jobs > 1 else (_at_once, _at_once)
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as asker, ThreadPoolExecutor(1) as writer:
+            parallel = self._jobs > 1
+            read, ask, write = (pool.submit if parallel else _at_once for pool in (reader, asker, writer))
             coming = deque(read(next, chunks, None) for _ in range(self._ahead))
+            asking: deque[Future[None]] = deque()
             writing: deque[Future[None]] = deque()
             while True:
                 coming.append(read(next, chunks, None))
@@ -266,36 +269,47 @@ class _Line:
                 if chunk is None:
                     break
                 flows.assign(chunk.packets, self._points.kinds(), self._points.hashes())
+                asking.append(ask(dns.feed, chunk.data, chunk.packets))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
-                dns.feed(chunk.data, chunk.packets)
-                writing.append(write(self._write_packets, node, chunk.data, flows.settled()))
+                self._keep_packets(node, chunk.data, flows.settled(), write, writing)
                 if flows.finished >= FLUSH_FLOWS:
                     writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
-                    writing.append(write(self._write_dns, node, dns.rows()))
-                while len(writing) > self._ahead:
-                    writing.popleft().result()
+                    asking.append(ask(self._write_dns, node, dns))
+                while len(asking) > self._ahead:
+                    asking.popleft().result()
                 self._show_progress()
             flows.finish()
-            dns.finish()
-            writing += [
-                write(self._write_last_packets, node, flows.settled()),
-                write(self._write_flows, node, _finished(flows, retransmits)),
-                write(self._write_retransmits, node, retransmits.rows()),
-                write(self._write_dns, node, dns.rows()),
-            ]
-            for written in writing:
-                written.result()
+            asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
+            self._keep_packets(node, NO_BYTES, flows.settled(), write, writing)
+            if not self._packet_rows[0].is_empty:
+                self._write_row_group(node, write, writing)
+            writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
+            self._write_retransmits(node, retransmits.rows())
+            for last in (*asking, *writing):
+                last.result()
 
-    def _write_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records) -> None:
+    def _keep_packets(
+        self, node: str, data: npt.NDArray[np.uint8], packets: Records, write: Submit, writing: deque[Future[None]]
+    ) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
-        for table in self._packet_rows.add(data, packets, self._segment_names, self._points.names):
-            self._batch.add("packets", table, node)
+        while len(packets):
+            packets = packets[self._packet_rows[0].take(data, packets, self._points.names) :]
+            if self._packet_rows[0].is_full:
+                self._write_row_group(node, write, writing)
 
-    def _write_last_packets(self, node: str, packets: Records) -> None:
-        self._write_packets(node, NO_BYTES, packets)
-        for table in self._packet_rows.rest(self._segment_names, self._points.names):
-            self._batch.add("packets", table, node)
+    def _write_row_group(self, node: str, write: Submit, writing: deque[Future[None]]) -> None:
+        """Hands the row group to the writer; the next one fills another room, whose own must be written by then."""
+        rows = self._packet_rows[0]
+
+        def write_rows() -> None:
+            self._batch.add("packets", rows.table(self._segment_names, self._points.names), node)
+            rows.clear()
+
+        while writing:
+            writing.popleft().result()
+        writing.append(write(write_rows))
+        self._packet_rows.rotate()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
         table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
@@ -308,8 +322,8 @@ class _Line:
         self._batch.add("retransmits", add_identities(self._identities, "retransmits", table), node)
         self._summary.retransmits += len(table)
 
-    def _write_dns(self, node: str, rows: DnsRows) -> None:
-        table = dns_table(rows, self._segment_names, self._points.names)
+    def _write_dns(self, node: str, dns: Dns) -> None:
+        table = dns_table(dns.rows(), self._segment_names, self._points.names)
         self._batch.add("dns", add_identities(self._identities, "dns", table), node)
         self._summary.transactions += len(table)
 
