@@ -58,7 +58,7 @@ captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 16
 AHEAD: Final = 1
-"""Chunks that are read before, and searched for lookups after, the one that is analysed, if there are threads for it."""
+"""Chunks that are read before, and searched for lookups after, the one that is analysed, if there are several jobs."""
 
 
 @dataclass
