@@ -133,8 +133,8 @@ class RingBuffer:
     def drain(self, largest: int) -> Iterator[bytes]:
         """What came since the last time. Raises RuntimeError where a record of the largest size may not have fitted."""
         page = mmap.PAGESIZE
-        (at,) = struct.unpack_from("<Q", self._consumer)
-        (end,) = struct.unpack_from("<Q", self._producer)
+        (at,) = struct.unpack_from("Q", self._consumer)
+        (end,) = struct.unpack_from("Q", self._producer)
         if end - at > self._size - (largest + 16):
             raise RuntimeError("the ring buffer is full: events were lost")
         while at < end:
@@ -146,7 +146,7 @@ class RingBuffer:
             begin = page + at % self._size + 8
             yield self._producer[begin : begin + length]
             at += (8 + length + 7) // 8 * 8
-            struct.pack_into("<Q", self._consumer, 0, at)
+            struct.pack_into("Q", self._consumer, 0, at)
 
     def close(self) -> None:
         self._consumer.close()

@@ -48,11 +48,13 @@ class Truth:
     def settle(self, timeout: float = 30.0) -> None:
         """Waits until all that was sent has arrived: what comes after would be seen by some and not by others."""
         deadline = time.monotonic() + timeout
-        for name, namespace in self._namespaces().items():
-            while not is_quiet(namespace):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{name} still waits for acknowledgements")
-                time.sleep(0.005)
+        passes = 0
+        while passes < 2:  # one end may have stirred the other since that was looked at
+            busy = [name for name, namespace in self._namespaces().items() if not is_quiet(namespace)]
+            passes = 0 if busy else passes + 1
+            if busy and time.monotonic() > deadline:
+                raise TimeoutError(f"still waiting for acknowledgements: {', '.join(busy)}")
+            time.sleep(0.005)
 
     def counters(self, name: str) -> dict[str, int]:
         """How far the kernel's counters have moved, by nstat's names."""
