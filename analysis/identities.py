@@ -252,6 +252,7 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
     """Rows of schemas.IDENTITIES."""
     special: dict[str, Callable[[Ownership], Any]] = {
         "start": lambda row: None if row.start_ns == BEGINNING_NS else row.start_ns,
+        "held": lambda row: None if row.held_ns == row.start_ns else row.held_ns,
         "end": lambda row: None if row.end_ns == NO_END_NS else row.end_ns,
         "source": lambda row: _source(row.proofs),
     }
@@ -263,17 +264,19 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
 
 def _from_table(table: pa.Table) -> list[Ownership]:
     starts = _numpy(_array(table["start"]), BEGINNING_NS).tolist()
+    held = _numpy(_array(table["held"]), BEGINNING_NS).tolist()
     ends = _numpy(_array(table["end"]), NO_END_NS).tolist()
-    rows = table.drop_columns(["start", "end"]).to_pylist()
+    rows = table.drop_columns(["start", "held", "end"]).to_pylist()
     return [
         Ownership(
             **{name: value for name, value in row.items() if name not in ("labels", "source")},
             start_ns=start_ns,
+            held_ns=max(start_ns, held_ns),
             end_ns=end_ns,
             labels=tuple(row["labels"]),
             proofs=_proofs(row["source"]),
         )
-        for row, start_ns, end_ns in zip(rows, starts, ends, strict=True)
+        for row, start_ns, held_ns, end_ns in zip(rows, starts, held, ends, strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from analysis.dumps import Dump, parse_time
 from analysis.errors import Problem
+from analysis.layout import NANOSECONDS
 from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof
 
 Object = dict[str, Any]
@@ -119,6 +120,7 @@ def _of_pod(pod: Object, proof: Proof, cluster: Cluster) -> Iterator[Ownership]:
         pod,
         proof,
         start_ns=start_ns,
+        held_ns=_held_ns(pod, start_ns, proof),
         end_ns=end_ns,
         workload=workload,
         workload_kind=workload_kind,
@@ -191,6 +193,7 @@ def _ownership(
     *,
     identity: str | None = None,
     start_ns: int | None = None,
+    held_ns: int | None = None,
     end_ns: int = NO_END_NS,
     workload: str | None = None,
     workload_kind: str | None = None,
@@ -198,13 +201,15 @@ def _ownership(
 ) -> Ownership:
     metadata = item["metadata"]
     _check_texts(protocol, metadata.get("namespace"), metadata.get("uid"), workload, workload_kind, node)
+    start_ns = _created_ns(item) if start_ns is None else start_ns
     if port is not None and (type(port) is not int or not 0 < port < 1 << 16):
         raise ValueError(f"{port!r} is no port")
     return Ownership(
         ip=ip,
         port=port,
         protocol=protocol,
-        start_ns=_created_ns(item) if start_ns is None else start_ns,
+        start_ns=start_ns,
+        held_ns=start_ns if held_ns is None else held_ns,
         end_ns=end_ns,
         identity=identity or item["kind"].lower(),
         namespace=metadata.get("namespace"),
@@ -232,6 +237,30 @@ def _pod_lifetime(pod: Object, proof: Proof) -> tuple[int, int]:
         return start_ns, _finished_ns(pod)
     deadline = _at(pod, "metadata", "deletionTimestamp")
     return start_ns, max(parse_time(deadline), proof.taken_ns) if deadline else NO_END_NS
+
+
+def _held_ns(pod: Object, start_ns: int, proof: Proof) -> int:
+    """By when a pod had its addresses for certain: its sandbox was there, a container ran, or the dump shows them.
+
+    A dump without the status of any container knows no better than the pod's start.
+    """
+    statuses = [status for key in _CONTAINER_STATUSES for status in _at(pod, "status", key) or []]
+    times = [
+        _at(status, key, state, "startedAt")
+        for status in statuses
+        for key in ("state", "lastState")
+        for state in ("running", "terminated")
+    ]
+    conditions = _at(pod, "status", "conditions") or []
+    times += [
+        each.get("lastTransitionTime")
+        for each in conditions
+        if each["type"] == "PodReadyToStartContainers" and each["status"] == "True"
+    ]
+    if not statuses and not any(times):
+        return start_ns
+    proven = [parse_time(time) + NANOSECONDS for time in times if time]  # they are whole seconds, rounded down
+    return max(start_ns, min([*proven, proof.taken_ns]))
 
 
 def _finished_ns(pod: Object) -> int:

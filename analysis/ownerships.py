@@ -11,7 +11,9 @@ these rules hold; none of them guesses between two owners, and none gives up wha
    show every object of a kind and namespace of which it shows one, and of all namespaces if it shows two; but not
    if it is a part: a single object, or a page of a list.)
 4. Where one owner was proven for the last time before another was proven for the first time, they followed each
-   other: the address changed hands when the second started, but not while the first was still proven.
+   other: the address changed hands after the second started and before it held the address for certain, but not while
+   the first was still proven. (A pod starts, by the second, before it gets its address.) In between both stay, and
+   a lookup answers `ambiguous`.
 5. What still overlaps is shown by the same dumps: the owners stay, and a lookup answers `ambiguous`.
 6. An address that belongs to a node only because of its place in the node's pod range (bridge, tunnel) is a
    pod's or service's if one was ever seen to own it.
@@ -53,6 +55,8 @@ class Ownership:
     port: int | None
     protocol: str | None
     start_ns: int
+    held_ns: int
+    """Not before start_ns; by then the address was the owner's."""
     end_ns: int
     identity: str
     namespace: str | None
@@ -118,7 +122,12 @@ def _merge(ownerships: Iterable[Ownership]) -> list[Ownership]:
 
 def _joined(one: Ownership, other: Ownership) -> Ownership:
     older, newer = sorted((one, other), key=lambda owner: owner.newest_proof)
-    return replace(newer, start_ns=min(older.start_ns, newer.start_ns), proofs=older.proofs | newer.proofs)
+    return replace(
+        newer,
+        start_ns=min(older.start_ns, newer.start_ns),
+        held_ns=min(older.held_ns, newer.held_ns),
+        proofs=older.proofs | newer.proofs,
+    )
 
 
 def _when_shown(ownerships: Iterable[Ownership]) -> dict[tuple[str, str | None], list[int]]:
@@ -160,12 +169,10 @@ def _follow_each_other(owners: Sequence[Ownership]) -> list[Ownership]:
     for owner in owners:
         before = [other.last_proven_ns for other in owners if other.last_proven_ns < owner.first_proven_ns]
         after = [
-            max(other.start_ns, owner.last_proven_ns)
-            for other in owners
-            if owner.last_proven_ns < other.first_proven_ns
+            max(other.held_ns, owner.last_proven_ns) for other in owners if owner.last_proven_ns < other.first_proven_ns
         ]
         start_ns = max([owner.start_ns, *before])
         end_ns = min([owner.end_ns, *after])
         if start_ns < end_ns:
-            bounded.append(replace(owner, start_ns=start_ns, end_ns=end_ns))
+            bounded.append(replace(owner, start_ns=start_ns, held_ns=max(owner.held_ns, start_ns), end_ns=end_ns))
     return bounded

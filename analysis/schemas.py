@@ -277,6 +277,7 @@ IDENTITIES: Final = Table(
         Column("port", pa.uint16(), "only this port (node ports, host ports, ports of load-balancer and external IPs)", null="every port"),
         Column("protocol", NAME, "only this protocol, with port", null="every protocol"),
         Column("start", TIME, "since when (inclusive)", null="known from the beginning of time: nothing bounds it"),
+        Column("held", TIME, "by when it had the address for certain; before that, who had it before may have had it still", null="since its start"),
         Column("end", TIME, "until when (exclusive)", null="no end known"),
         Column("identity", NAME, "pod, service or node"),
         Column("namespace", NAME, "namespace", null="cluster-scoped or outside the cluster"),

@@ -460,6 +460,46 @@ def test_a_pod_ends_where_the_next_owner_starts(tmp_path: Path) -> None:
     assert who(identities, "10.1.0.5", "12:30:00") == "pod new"
 
 
+@pytest.mark.parametrize(
+    ("status", "held"),
+    [
+        ({"containerStatuses": [{"state": {"running": {"startedAt": time("12:30:02")}}}]}, "12:30:03"),
+        (
+            {
+                "containerStatuses": [
+                    {
+                        "state": {"running": {"startedAt": time("12:40:00")}},
+                        "lastState": {"terminated": {"startedAt": time("12:30:01")}},
+                    }
+                ]
+            },
+            "12:30:02",
+        ),
+        (
+            {
+                "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}],
+                "conditions": [
+                    {"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": time("12:30:04")}
+                ],
+            },
+            "12:30:05",
+        ),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}, "13:00:00"),
+    ],
+    ids=["running", "restarted", "sandbox", "dump"],
+)
+def test_until_the_next_owner_has_the_address_for_certain_it_may_be_either(
+    tmp_path: Path, status: Object, held: str
+) -> None:
+    """A pod starts, by the second, before it gets its address."""
+    new = pod("new", ["10.1.0.5"], "12:30:00", status=status)
+    identities = two_dumps(tmp_path, [pod("old", ["10.1.0.5"], "11:00:00")], [new])
+    assert who(identities, "10.1.0.5", "12:29:59+999999999") == "pod old"
+    assert who(identities, "10.1.0.5", "12:30:00") == "ambiguous"
+    assert who(identities, "10.1.0.5", f"12:30:00+{ns(held) - 1 - ns('12:30:00')}") == "ambiguous"
+    assert who(identities, "10.1.0.5", held) == "pod new"
+
+
 def test_the_next_owner_can_not_begin_while_the_last_one_is_proven(tmp_path: Path) -> None:
     identities = two_dumps(tmp_path, [pod("old", ["10.1.0.5"], "11:00:00")], [pod("new", ["10.1.0.5"], "11:59:50")])
     assert who(identities, "10.1.0.5", "11:59:59") == "pod old"
@@ -615,6 +655,7 @@ def random_rows(chance: random.Random) -> list[Object]:
                 "port": port,
                 "protocol": None if port is None else chance.choice(["TCP", "UDP"]),
                 "start": chance.choice([None, start]),
+                "held": None,
                 "end": chance.choice([None, start + length]),
                 "identity": identity,
                 "namespace": None if identity == "node" else "shop",

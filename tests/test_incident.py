@@ -177,7 +177,6 @@ def test_an_ip_is_named_after_who_had_it_then(found: Tables) -> None:
     assert [answer for answer in answers if answer[0] != answer[1]] == []
 
 
-@pytest.mark.xfail(reason="Kubernetes' times are whole seconds: the new owner is taken to have begun with its second")
 def test_in_the_second_of_the_handover_no_name_is_wrong(found: Tables) -> None:
     answers = named(found, in_the_second_of_the_kill=True)
     assert {owner for _, owner in answers} == {BEFORE, AFTER}
@@ -187,4 +186,4 @@ def test_in_the_second_of_the_handover_no_name_is_wrong(found: Tables) -> None:
 def test_both_owners_of_the_ip_talked_to_the_same_peer(found: Tables) -> None:
     flows = [row for pod in (BEFORE, AFTER) for row in at(found, "flows", pod) if row["protocol"] == "TCP"]
     assert {row["resp_service"] for row in flows} == {"orders"}
-    assert {row["orig_workload"] for row in flows} == {"cart", "report"}
+    assert {row["orig_workload"] for row in flows if row["orig_identity"] != "ambiguous"} == {"cart", "report"}
