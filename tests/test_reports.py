@@ -272,6 +272,23 @@ class TestSeveralPoints:
         (row,) = records(lake_of(tmp_path, *points, dns=[*seen, *unanswered]).report("dns"))
         assert (row["queries"], row["latency_max_ns"], row["unanswered"]) == (2, 5_000_000, 1)
 
+    def test_a_lookup_whose_answer_went_past_a_bridge_behind_nat_is_answered(self, tmp_path: Path) -> None:
+        pod = {"server_ip": "10.1.0.9"}
+        seen = [
+            lookup(T, 5_000_000, flow_uid="veth"),
+            lookup(T + 100_000, flow_uid="cni0", **pod),
+            lookup(T + 200_000, 4_600_000, flow_uid="server", **pod),
+        ]
+        points = [flow(f"p{n}", interface=f"if{n}") for n in range(2)]
+        (row,) = records(lake_of(tmp_path, *points, dns=seen).report("dns"))
+        assert (row["queries"], row["unanswered"]) == (2, 0)  # on either side of the NAT
+
+    def test_a_lookup_whose_answer_was_lost_before_the_client_is_unanswered(self, tmp_path: Path) -> None:
+        seen = [lookup(T, flow_uid="veth"), lookup(T + 200_000, 4_600_000, flow_uid="server")]
+        points = [flow(f"p{n}", interface=f"if{n}") for n in range(2)]
+        (row,) = records(lake_of(tmp_path, *points, dns=seen).report("dns"))
+        assert (row["queries"], row["unanswered"]) == (1, 1)
+
 
 class TestRetransmits:
     def test_kinds_are_those_of_the_schema(self) -> None:

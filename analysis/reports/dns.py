@@ -81,6 +81,7 @@ _KEY: Final = "client_ip, client_port, server_ip, server_port, transport, trans_
 
 _ONCE: Final = f"""
     -- A lookup seen at several observation points is one: that of the point nearest to the client, which saw it first.
+    -- But not where the answer went past that point: NAT turns it on its way, and a bridge then has the question only.
     WITH begins AS (
         SELECT *, coalesce(epoch_ns(ts) > {SLACK_NS} + max(epoch_ns(coalesce(response_ts, ts))) OVER (
             PARTITION BY {_KEY} ORDER BY ts, flow_uid ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
@@ -90,9 +91,13 @@ _ONCE: Final = f"""
         SELECT *, count(*) FILTER (begins_lookup) OVER (PARTITION BY {_KEY} ORDER BY ts, flow_uid) AS stretch
         FROM begins
     ), at_point AS (
-        SELECT *, row_number() OVER (PARTITION BY {_KEY}, stretch, flow_uid ORDER BY ts) AS nth
+        SELECT *, row_number() OVER (PARTITION BY {_KEY}, stretch, flow_uid ORDER BY ts) AS nth,
+            status = 'unanswered'
+            AND count(*) FILTER (status = 'answered') OVER (PARTITION BY {_KEY}, stretch, node) > 0
+            AND min(server_ip) OVER nat <> max(server_ip) OVER nat AS is_bypassed
         FROM overlapping
+        WINDOW nat AS (PARTITION BY node, client_ip, client_port, transport, trans_id, query, qtype)
     )
     SELECT * FROM at_point QUALIFY row_number() OVER (
-        PARTITION BY {_KEY}, stretch, nth ORDER BY attempts = 0, ts, flow_uid) = 1
+        PARTITION BY {_KEY}, stretch, nth ORDER BY attempts = 0, is_bypassed, ts, flow_uid) = 1
 """
