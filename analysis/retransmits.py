@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from analysis import columns, retransmits_kernels
+from analysis import columns, path_mtu, retransmits_kernels
 from analysis.layout import (
     CONFIDENCE_LOW,
     CONFIDENCE_NAMES,
@@ -66,7 +66,13 @@ class Retransmits:
         verdicts = np.zeros(len(packets), VERDICT)
         kinds = np.empty(len(packets), np.uint8)
         judge(packets, slots, self._streams, kinds)
-        retransmits_kernels.classify(data, packets, kinds, self._memory, verdicts)
+        first = 0
+        for report in [*path_mtu.reports(packets), len(packets)]:
+            part = slice(first, report)
+            retransmits_kernels.classify(data, packets[part], kinds[part], self._memory, verdicts[part])
+            if report < len(packets):
+                path_mtu.learn(data, packets[report], slots, self._memory.sides)
+            first = report
         return verdicts
 
     def learn_uncertain(self, flow_uids: npt.NDArray[np.uint64]) -> None:
