@@ -7,6 +7,7 @@ sender's own eth0. Each lab does two runs at once, over IPv4 and over IPv6.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -91,6 +92,28 @@ class Run:
         return download(client.namespace, host, 3 << 20)
 
 
+class TruthError(Exception):
+    """The kernel's own counter and its own events differ: nothing can be compared with them."""
+
+
+def with_a_truth(test: Callable[..., None]) -> Callable[..., None]:
+    """Runs a test again where the truth disagrees with itself; under load an event is missed once in a hundred runs."""
+
+    @functools.wraps(test)
+    def run(*, tmp_path: Path, **arguments: Any) -> None:
+        for attempt in range(3):
+            folder = tmp_path / str(attempt)
+            folder.mkdir()
+            try:
+                test(tmp_path=folder, **arguments)
+                return
+            except TruthError as disagreement:
+                last = disagreement
+        raise last
+
+    return run
+
+
 def said_by_podtap(capture: Path, lake: Path, pod: RunningPod) -> list[tuple[int, Sent, str]]:
     """Time, packet and kind of each of the pod's retransmissions, in order."""
     analyze([str(capture)], lake, jobs=1)
@@ -122,7 +145,8 @@ def assert_equal(truth: Truth, pod: RunningPod, capture: Path, lake: Path, gso: 
     events = truth.retransmissions(pod.name)
     counted = truth.retransmitted_segments(pod.name)
     traced = sum(event.tcp_segments for event in events)
-    assert traced == counted, f"{pod.name}: {traced} TCP segments by the tracepoints, {counted} by RetransSegs"
+    if traced != counted:
+        raise TruthError(f"{pod.name}: {traced} TCP segments by the tracepoints, {counted} by RetransSegs")
     podtap = said_by_podtap(capture, lake, pod)
     kernel = said_by_kernel(events, gso)
     mine, theirs = by_connection(podtap), by_connection(kernel)
@@ -139,6 +163,7 @@ RUNS = [(cni, gso, 2 * number) for number, (cni, gso) in enumerate(itertools.pro
 
 
 @pytest.mark.parametrize(("cni", "gso", "seed"), RUNS, ids=[f"{c}-{'gso' if g else 'no-gso'}-{s}" for c, g, s in RUNS])
+@with_a_truth
 def test_each_retransmission_is_the_kernels(
     cni: str, gso: bool, seed: int, tmp_path: Path, record_property: Any
 ) -> None:
@@ -214,6 +239,7 @@ CASES: dict[str, tuple[Callable[[Lab], list[Loss | Relay | SmallMtu]], Work]] = 
 
 @pytest.mark.parametrize("gso", [True, False])
 @pytest.mark.parametrize("case", CASES)
+@with_a_truth
 def test_trouble_of_many_kinds(case: str, gso: bool, tmp_path: Path) -> None:
     troubles, work = CASES[case]
     pods = (Pod("client", "node-a"), Pod("web", "node-b"))
