@@ -94,9 +94,9 @@ def analyze(
         compile_kernels(processes)
     with shown_progress(Console(stderr=True)) as progress:
         summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
-    if summary.unchanged:
+    if summary.unchanged and summary.captures:
         click.echo(f"nothing new: all of this is in {lake} already", err=True)
-    else:
+    elif not summary.unchanged:
         click.echo(
             f"{summary.packets:,} packets of {summary.segments:,} files in {summary.seconds:.1f} s: "
             f"{summary.flows:,} flows, {summary.retransmits:,} retransmits, {summary.transactions:,} DNS transactions",

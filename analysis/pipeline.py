@@ -66,6 +66,8 @@ class Summary:
     """What analyze() did."""
 
     lake: Path
+    captures: int = 0
+    """Among what was given, also those that the lake has already."""
     packets: int = 0
     bytes: int = 0
     segments: int = 0
@@ -103,7 +105,7 @@ def analyze(
     root = Path(lake_root)
     segments, problems = find_segments(inputs)
     found, metadata_problems = load_identities(metadata)
-    summary = Summary(root, problems=[*problems, *metadata_problems])
+    summary = Summary(root, len(segments), problems=[*problems, *metadata_problems])
     lake.settle(root)
     records = lake.read_records(root)
     identities = known_identities(root).united_with(found) if metadata else known_identities(root)

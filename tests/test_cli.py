@@ -208,6 +208,7 @@ class TestTable:
 
 @dataclass
 class FakeSummary:
+    captures: int = 1
     packets: int = 1234
     segments: int = 2
     flows: int = 9
@@ -277,6 +278,12 @@ class TestAnalyze:
     def test_known_input_is_said_to_be_nothing_new(self, pipeline: Callable[..., None]) -> None:
         pipeline(analyze=lambda *_: FakeSummary(unchanged=True))
         assert podtap_run("analyze", "a.pcap").stderr == "nothing new: all of this is in lake already\n"
+
+    def test_nothing_that_can_be_read_is_not_called_old(self, pipeline: Callable[..., None]) -> None:
+        problems = [Problem("a.pcap", None, "empty file")]
+        pipeline(analyze=lambda *_: FakeSummary(unchanged=True, captures=0, problems=problems))
+        result = podtap_run("analyze", "a.pcap")
+        assert (result.exit_code, result.stderr) == (3, "could not read all: a.pcap: empty file\n")
 
     @pytest.mark.parametrize(("error", "code"), [(PodtapError("no such file"), 1), (KeyboardInterrupt(), 130)])
     def test_failure_and_interruption_have_their_exit_codes(
