@@ -54,7 +54,7 @@ def test_what_a_loss_counts_is_what_is_missing_behind_it(lab: Lab, tmp_path: Pat
         Loss(host, web.interface, faults.seeded(5, 0.03), faults.DATA) as loss,
     ):
         download(client.namespace, web.ip, 500_000)
-    sent = "length > 214 AND src_port = 8080"  # as DATA, with the Ethernet header
+    sent = "payload_length > 148 AND src_port = 8080"  # DATA, less 52 bytes of headers
     before = packets(tmp_path / "before.pcap", tmp_path / "1", sent)
     behind = packets(tmp_path / "behind.pcap", tmp_path / "2", sent)
     assert loss.lost == before - behind > 0

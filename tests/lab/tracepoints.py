@@ -25,7 +25,7 @@ _LOSS_PROBE: Final = 5
 """ICSK_TIME_LOSS_PROBE: the timer that fires is that of tail loss probes."""
 _REASONS: Final = ("open", "disorder", "cwr", "recovery", "loss")
 """enum tcp_ca_state: how the socket was in general when it resent something."""
-_PACKET: Final = struct.Struct("<QIHHHII16s16sIIHHHBBq")
+_PACKET: Final = struct.Struct("<QIHHHII16s16sIIHHHBBi")
 _SYNACK: Final = struct.Struct("<QIHHHII16s16sI")
 _ERROR: Final = -1
 """Of the fields of a packet. The tracepoint also tells of attempts that failed, most of which count nowhere: the packet
@@ -84,7 +84,7 @@ class Tracepoints:
             for name, reads in (("tcp_retransmit_skb", _packet_reads()), ("tcp_retransmit_synack", _synack_reads())):
                 ring = RingBuffer(RING_SIZE)
                 self._rings.append(ring)
-                self._tracers.append(Tracer(name, reads, ring))
+                self._tracers.append(Tracer(f"tcp/{name}", reads, ring))
         except BaseException:
             self._close()
             raise
@@ -123,19 +123,19 @@ def inode(namespace: str) -> int:
     return os.stat(MOUNTED / namespace).st_ino
 
 
-def _socket_reads(argument: int, owner: int) -> list[Read]:
+def _socket_reads(described: str, owner: str) -> list[Read]:
     """Namespace, family, ports and addresses; a connection request has them where a socket has, but no namespace."""
     members = ("family", "num", "dport", "rcv_saddr", "daddr", "v6_rcv_saddr", "v6_daddr", "net.net")
     offset = {name: kernel_types().member("sock_common", f"skc_{name}").offset for name in members}
     return [
         Read(owner, kernel_types().member("net", "ns.inum").offset, 4, through=(offset["net.net"],)),
-        Read(argument, offset["family"], 2),
-        Read(argument, offset["num"], 2),
-        Read(argument, offset["dport"], 2),
-        Read(argument, offset["rcv_saddr"], 4),
-        Read(argument, offset["daddr"], 4),
-        Read(argument, offset["v6_rcv_saddr"], 16),
-        Read(argument, offset["v6_daddr"], 16),
+        Read(described, offset["family"], 2),
+        Read(described, offset["num"], 2),
+        Read(described, offset["dport"], 2),
+        Read(described, offset["rcv_saddr"], 4),
+        Read(described, offset["daddr"], 4),
+        Read(described, offset["v6_rcv_saddr"], 16),
+        Read(described, offset["v6_daddr"], 16),
     ]
 
 
@@ -144,24 +144,24 @@ def _packet_reads() -> list[Read]:
     control = types.member("sk_buff", "cb").offset
 
     def read(name: str, size: int) -> Read:
-        return Read(1, control + types.member("tcp_skb_cb", name).offset, size)
+        return Read("skbaddr", control + types.member("tcp_skb_cb", name).offset, size)
 
     return [
-        *_socket_reads(argument=0, owner=0),
+        *_socket_reads("skaddr", "skaddr"),
         read("seq", 4),
         read("end_seq", 4),
         read("tcp_gso_segs", 2),
         read("tcp_gso_size", 2),
         read("tcp_flags", 2),
-        Read(0, types.member("inet_connection_sock", "icsk_ca_state").offset, 1),
-        Read(0, types.member("inet_connection_sock", "icsk_pending").offset, 1),
-        Read(2),
+        Read("skaddr", types.member("inet_connection_sock", "icsk_ca_state").offset, 1),
+        Read("skaddr", types.member("inet_connection_sock", "icsk_pending").offset, 1),
+        Read("err"),
     ]
 
 
 def _synack_reads() -> list[Read]:
     isn = kernel_types().member("tcp_request_sock", "snt_isn").offset
-    return [*_socket_reads(argument=1, owner=0), Read(1, isn, 4)]
+    return [*_socket_reads("req", "skaddr"), Read("req", isn, 4)]
 
 
 def _packet(fields: tuple[int, ...], clock: int) -> Retransmission:
