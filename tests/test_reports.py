@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -272,22 +272,70 @@ class TestSeveralPoints:
         (row,) = records(lake_of(tmp_path, *points, dns=[*seen, *unanswered]).report("dns"))
         assert (row["queries"], row["latency_max_ns"], row["unanswered"]) == (2, 5_000_000, 1)
 
-    def test_a_lookup_whose_answer_went_past_a_bridge_behind_nat_is_answered(self, tmp_path: Path) -> None:
-        pod = {"server_ip": "10.1.0.9"}
-        seen = [
-            lookup(T, 5_000_000, flow_uid="veth"),
-            lookup(T + 100_000, flow_uid="cni0", **pod),
-            lookup(T + 200_000, 4_600_000, flow_uid="server", **pod),
-        ]
+    POD: ClassVar[dict[str, Any]] = identity("server", "pod", "kube-system/coredns-0") | {
+        "server_ip": "10.1.0.9",
+        "server_service": None,
+    }
+
+    def dns(self, path: Path, *lookups: dict[str, Any], **filters: Any) -> tuple[int, int]:
+        """Queries and unanswered ones of the report."""
         points = [flow(f"p{n}", interface=f"if{n}") for n in range(2)]
-        (row,) = records(lake_of(tmp_path, *points, dns=seen).report("dns"))
-        assert (row["queries"], row["unanswered"]) == (2, 0)  # on either side of the NAT
+        report = lake_of(path, *points, dns=list(lookups)).report("dns", by="namespace", **filters)
+        return report["queries"].sum(), report["unanswered"].sum()
+
+    @pytest.mark.parametrize(("filters", "queries"), [({}, 2), ({"pod": "coredns-0"}, 1)], ids=["all", "one side"])
+    def test_a_lookup_whose_answer_went_past_a_bridge_behind_nat_is_answered(
+        self, tmp_path: Path, filters: dict[str, Any], queries: int
+    ) -> None:
+        assert self.dns(
+            tmp_path,
+            seen_at("veth", T, 5_000_000),
+            seen_at("cni0", T + 100_000, **self.POD),
+            seen_at("server", T + 200_000, 4_600_000, **self.POD),
+            **filters,
+        ) == (queries, 0)  # on either side of the NAT
+
+    def test_an_answer_that_a_bridge_has_with_the_address_before_nat_is_an_answer(self, tmp_path: Path) -> None:
+        """Nothing was captured at the pod's interface."""
+        response = {"query_ts": None, "latency_ns": None, "status": "unmatched_response", "attempts": 0}
+        assert self.dns(
+            tmp_path,
+            seen_at("cni0", T, **self.POD),
+            seen_at("cni0", T + 5_000_000, 0, flow_uid="cni0-answer") | response,
+            seen_at("eth0", T + 100_000, 4_800_000, **self.POD),
+        ) == (1, 0)
 
     def test_a_lookup_whose_answer_was_lost_before_the_client_is_unanswered(self, tmp_path: Path) -> None:
-        seen = [lookup(T, flow_uid="veth"), lookup(T + 200_000, 4_600_000, flow_uid="server")]
-        points = [flow(f"p{n}", interface=f"if{n}") for n in range(2)]
-        (row,) = records(lake_of(tmp_path, *points, dns=seen).report("dns"))
-        assert (row["queries"], row["unanswered"]) == (1, 1)
+        assert self.dns(tmp_path, seen_at("veth", T), seen_at("server", T + 200_000, 4_600_000)) == (1, 1)
+
+    def test_an_answer_lost_before_the_client_is_no_answer_because_nat_comes_later(self, tmp_path: Path) -> None:
+        assert self.dns(
+            tmp_path,
+            seen_at("veth", T),
+            seen_at("bridge", T + 100_000, 4_800_000),
+            seen_at("eth0", T + 200_000, 4_600_000, **self.POD),
+            service="kube-dns",
+        ) == (1, 1)
+        assert self.dns(tmp_path) == (2, 1)
+
+    def test_an_answer_lost_behind_nat_is_unanswered_on_both_sides(self, tmp_path: Path) -> None:
+        assert self.dns(
+            tmp_path,
+            seen_at("veth", T),
+            seen_at("flannel.1", T + 100_000, **self.POD),
+            seen_at("eth0", T + 200_000, 4_600_000, **self.POD),
+        ) == (2, 2)
+
+    def test_two_servers_asked_with_one_id_are_no_nat(self, tmp_path: Path) -> None:
+        """As musl asks all of resolv.conf's at once: one answers, the other's answer is lost."""
+        other = {"server_ip": "10.96.0.11"}
+        assert self.dns(
+            tmp_path,
+            seen_at("veth", T, 5_000_000),
+            seen_at("cni0", T + 3_000, 4_990_000),
+            seen_at("veth", T + 5_000, flow_uid="veth-other", **other),
+            seen_at("cni0", T + 8_000, 4_600_000, flow_uid="cni0-other", **other),
+        ) == (2, 1)
 
 
 class TestRetransmits:
@@ -350,6 +398,10 @@ def lookup(ts: int, latency_ns: int | None = None, **columns: Any) -> dict[str, 
         "server_ip": "10.96.0.10",
     }
     return {**row, **CLIENT, **SERVER, **columns}
+
+
+def seen_at(interface: str, ts: int, latency_ns: int | None = None, **columns: Any) -> dict[str, Any]:
+    return lookup(ts, latency_ns, **{"interface": interface, "flow_uid": interface, **columns})
 
 
 class TestDns:

@@ -45,7 +45,8 @@ def sql(window: Window, filters: Filters, by: str, several_points: bool) -> str:
         keys = ", ".join(f"{side}_{part}" for part in PARTS)
         label = f"{label}, {keys}"
     return f"""
-    WITH seen AS (SELECT * FROM dns WHERE {" AND ".join([*lookups_in(window), filters.sql(DNS_SIDES)])}),
+    WITH {_bypassed(window) + "," if several_points else ""}
+    seen AS (SELECT * FROM dns WHERE {" AND ".join([*lookups_in(window), filters.sql(DNS_SIDES)])}),
     counted AS ({_ONCE if several_points else "SELECT * FROM seen"}),
     sided AS (
         SELECT {parts}, latency_ns, status, attempts, rcode, search_expansion, attempts > 0 AS asked FROM counted t
@@ -79,11 +80,44 @@ def _side(by: str) -> str:
 
 _KEY: Final = "client_ip, client_port, server_ip, server_port, transport, trans_id, query, qtype"
 
+_LOOKUP: Final = "hash(node, client_ip, client_port, transport, trans_id, query, qtype)"
+_ROW: Final = "hash(flow_uid, ts, trans_id, query, qtype)"
+_WAITS_NS: Final = 300 * 1_000_000_000
+"""How long a query may wait for its answer: UNANSWERED_AFTER_NS of dns_kernels.py."""
+
+
+def _bypassed(window: Window) -> str:
+    """CTE `bypassed`: lookups that look unanswered at a point only because NAT led their answers past it.
+
+    A bridge may show queries after DNAT and answers before it is undone: the same lookup with two servers. It was
+    answered for all that if the answer has the other server's address at this very point, or if a point that saw the
+    query before this one saw its answer with the other address. An answer that was lost is at neither. Clients do ask
+    two servers with one id and port (musl); then this point has seen them ask both, and speaks for itself.
+    Whatever the filters leave out may be the evidence.
+    """
+    return f"""
+    narrow AS (
+        SELECT {_LOOKUP} AS lookup, hash(interface) AS point, hash(server_ip) AS server, {_ROW} AS id, status,
+            attempts > 0 AS asked, epoch_ns(ts) AS ns, epoch_ns(response_ts) AS response_ns
+        FROM dns WHERE {" AND ".join(lookups_in(window))}
+    ), asks_one AS (
+        SELECT lookup, point FROM narrow WHERE asked GROUP BY ALL HAVING min(server) = max(server)
+    ), bypassed AS (
+        SELECT DISTINCT q.id FROM (FROM narrow SEMI JOIN asks_one USING (lookup, point) WHERE status = 'unanswered') q
+        JOIN narrow r ON q.lookup = r.lookup AND q.server <> r.server AND CASE r.status
+            WHEN 'unmatched_response' THEN q.point = r.point AND r.ns - q.ns BETWEEN 0 AND {_WAITS_NS}
+            WHEN 'answered' THEN q.point <> r.point AND q.ns BETWEEN r.ns AND r.response_ns
+            ELSE false
+        END
+    )"""
+
+
 _ONCE: Final = f"""
     -- A lookup seen at several observation points is one: that of the point nearest to the client, which saw it first.
-    -- But not where the answer went past that point: NAT turns it on its way, and a bridge then has the question only.
+    -- But not where the answer went past that point.
     WITH begins AS (
-        SELECT *, coalesce(epoch_ns(ts) > {SLACK_NS} + max(epoch_ns(coalesce(response_ts, ts))) OVER (
+        SELECT *, status = 'unanswered' AND {_ROW} IN (FROM bypassed) AS is_bypassed,
+            coalesce(epoch_ns(ts) > {SLACK_NS} + max(epoch_ns(coalesce(response_ts, ts))) OVER (
             PARTITION BY {_KEY} ORDER BY ts, flow_uid ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ), true) AS begins_lookup
         FROM seen
@@ -91,12 +125,8 @@ _ONCE: Final = f"""
         SELECT *, count(*) FILTER (begins_lookup) OVER (PARTITION BY {_KEY} ORDER BY ts, flow_uid) AS stretch
         FROM begins
     ), at_point AS (
-        SELECT *, row_number() OVER (PARTITION BY {_KEY}, stretch, flow_uid ORDER BY ts) AS nth,
-            status = 'unanswered'
-            AND count(*) FILTER (status = 'answered') OVER (PARTITION BY {_KEY}, stretch, node) > 0
-            AND min(server_ip) OVER nat <> max(server_ip) OVER nat AS is_bypassed
+        SELECT *, row_number() OVER (PARTITION BY {_KEY}, stretch, flow_uid ORDER BY ts) AS nth
         FROM overlapping
-        WINDOW nat AS (PARTITION BY node, client_ip, client_port, transport, trans_id, query, qtype)
     )
     SELECT * FROM at_point QUALIFY row_number() OVER (
         PARTITION BY {_KEY}, stretch, nth ORDER BY attempts = 0, is_bypassed, ts, flow_uid) = 1
