@@ -190,6 +190,16 @@ class TestWindow:
         assert len(open_lake(tmp_path).flows(node="007")) == 1
 
 
+LEDGER_POD = LEDGER | {"resp_service": None, "resp_ip": "10.1.0.9", "community_id": "1:pod"}
+
+
+def udp_at(interface: str, first_seen: int, resp_bytes: int = 0, **columns: Any) -> dict[str, Any]:
+    row = {"community_id": "1:x", "interface": interface, "protocol": "UDP", "conn_state": "S0", "orig_port": 5000}
+    row |= {"orig_packets": 1, "orig_bytes": 50, "resp_packets": resp_bytes // 90, "resp_bytes": resp_bytes}
+    uid = f"{interface}-{columns.get('resp_ip')}"
+    return flow(uid, first_seen, **row | columns)
+
+
 class TestSeveralPoints:
     """The same connection at the client's pod interface, in the overlay, and at the server's pod interface."""
 
@@ -235,6 +245,46 @@ class TestSeveralPoints:
         server = flow("x-server", T + 200, interface="cali2", conn_state="S1", history="Sh", **same)
         (row,) = records(lake_of(tmp_path, client, server).report("flows"))
         assert (row["connections"], row["failed"]) == (1, 1)
+
+    @pytest.mark.parametrize("filters", [{}, {"pod": "ledger-0"}], ids=["all", "one side"])
+    @pytest.mark.parametrize("evidence", ["before NAT", "at the point"])
+    def test_answers_that_went_past_a_bridge_behind_nat_are_received(
+        self, tmp_path: Path, filters: dict[str, Any], evidence: str
+    ) -> None:
+        if evidence == "before NAT":
+            known = udp_at("veth", T, 90)
+        else:
+            known = udp_at("cni0", T + 5_000, 90, orig_packets=0, flow_uid="cni0-answers")
+        flows = [known, udp_at("cni0", T + 100, **LEDGER_POD), udp_at("cni-ledger", T + 200, 90, **LEDGER_POD)]
+        report = lake_of(tmp_path, *flows).report("flows", **filters).set_index("resp")
+        assert report.loc["payments/ledger-0", "resp_bytes"] == 90
+        assert report.loc["payments/ledger-0", "connections"] == 1
+
+    def test_udp_answers_that_were_lost_are_not_received(self, tmp_path: Path) -> None:
+        behind = [udp_at("cni0", T + 100, **LEDGER_POD), udp_at("cni-ledger", T + 200, 90, **LEDGER_POD)]
+        report = lake_of(tmp_path, udp_at("veth", T), *behind).report("flows")
+        assert report["resp_bytes"].tolist() == [0, 0]
+
+    def test_a_port_that_speaks_to_another_pod_later_does_not_hide_the_nat(self, tmp_path: Path) -> None:
+        other = LEDGER_POD | {"resp_ip": "10.1.0.10", "community_id": "1:other"}
+        flows = [
+            flow
+            for start, pod in ((T, LEDGER_POD), (T + MINUTE, other))
+            for flow in (
+                udp_at("veth", start, 90, flow_uid=f"veth-{start}"),
+                udp_at("cni0", start + 100, **pod),
+                udp_at("cni-pod", start + 200, 90, **pod),
+            )
+        ]
+        report = lake_of(tmp_path, *flows).report("flows").set_index("resp")
+        assert report.loc["payments/ledger-0", "resp_bytes"] == 180
+
+    def test_one_port_that_speaks_to_two_is_no_nat(self, tmp_path: Path) -> None:
+        """Seen at the pod's interface: one answers, the other's answer is lost after the bridge."""
+        web = [udp_at("veth", T, 90), udp_at("cni0", T + 3, 90)]
+        ledger = [udp_at("veth", T + 5, **LEDGER_POD), udp_at("cni0", T + 8, 90, **LEDGER_POD)]
+        report = lake_of(tmp_path, *web, *ledger).report("flows")
+        assert report.set_index("resp")["resp_bytes"].to_dict() == {"shop/svc/web": 90, "payments/ledger-0": 0}
 
     def test_a_port_used_again_later_is_another_connection(self, tmp_path: Path) -> None:
         again = self.points(T + MINUTE)

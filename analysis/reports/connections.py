@@ -7,7 +7,8 @@ flow that knows it best:
 
 - traffic, outcome and handshake from the flow that began first, the point nearest to orig; but not where packets went
   past that point: orig acknowledges what was not seen, or another point saw twice as many TCP segments of orig (a
-  bridge sees one direction only, or the first packet only, where NAT turns the rest on its way);
+  bridge sees one direction only, or the first packet only, where NAT turns the rest on its way); nor, as UDP does not
+  acknowledge, where the answers are known by resp's other address: at that point, or at one that saw orig before it;
 - TCP segments and retransmissions of a sender from the flow that saw most of its TCP segments: the point nearest to
   the sender, for loss only takes away.
 
@@ -25,6 +26,8 @@ from analysis.reports.window import Window
 POINT: Final = "node, interface, encapsulation"
 SLACK_NS: Final = 1_000_000_000
 """Two points see a packet at different times, the more so if two clocks tell them."""
+_ANSWERS_WITHIN_NS: Final = 10 * SLACK_NS
+"""How long after the last question an answer may come by UDP, and how long a port is taken to be with one socket."""
 
 FIGURES: Final = (
     "orig_packets",
@@ -46,7 +49,7 @@ def flows_by_side(window: Window, filters: Filters, by: str, several_points: boo
     sender count. `several_points` says whether the lake has more than one observation point: if not, all flows count.
     """
     where = f"{flows_in(window)} AND {filters.sql(FLOW_SIDES)}"
-    return f"""
+    return f"""{_turned(window) + "," if several_points else ""}
     seen AS NOT MATERIALIZED ({_SEEN if window.is_everything else _seen_in(window)} WHERE {where}),
     counted AS ({_ONCE if several_points else _ALL}),
     sided AS (
@@ -73,10 +76,43 @@ _SEEN: Final = "SELECT * FROM flows"
 
 _ALL: Final = "SELECT *, true AS is_primary, true AS counts_orig, true AS counts_resp FROM seen"
 
+
+def _turned(window: Window) -> str:
+    """CTE `turned`: UDP flows without an answer at a point, only because NAT led the answers past it.
+
+    One port may speak to many; a point that saw it do so within a few seconds speaks for itself. Whatever the filters
+    leave out may be the evidence.
+    """
+    return f"""
+    udp AS MATERIALIZED (
+        SELECT hash(node, orig_ip, orig_port) AS client, hash(interface, encapsulation) AS point, hash(resp_ip) AS resp,
+            hash(flow_uid) AS id, orig_packets > 0 AS asked, resp_packets > 0 AS answered,
+            epoch_ns(first_seen) AS first_ns, epoch_ns(last_seen) AS last_ns
+        FROM flows WHERE protocol = 'UDP' AND {flows_in(window)}
+    ), asking AS (
+        SELECT *, first_ns - {_ANSWERS_WITHIN_NS} > coalesce(max(last_ns) OVER (
+            port ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ), 0) AND last_ns + {_ANSWERS_WITHIN_NS} < coalesce(lead(first_ns) OVER port, {2**63 - 1}) AS is_alone
+        FROM udp SEMI JOIN (FROM udp WHERE NOT answered) USING (client, point)
+        WHERE asked WINDOW port AS (PARTITION BY client, point ORDER BY first_ns, id)
+    ), unanswered AS (
+        FROM asking WHERE is_alone AND NOT answered
+    ), turned AS (  -- the nearest in time is enough, and a port may have ten thousand flows
+        SELECT q.id FROM unanswered q ASOF JOIN (FROM udp WHERE asked AND answered) r
+            ON q.client = r.client AND q.first_ns >= r.first_ns
+            WHERE q.point <> r.point AND q.resp <> r.resp AND q.first_ns <= r.last_ns
+        UNION
+        SELECT q.id FROM unanswered q ASOF JOIN (FROM udp WHERE NOT asked AND answered) r
+            ON q.client = r.client AND q.point = r.point AND q.first_ns <= r.first_ns
+            WHERE q.resp <> r.resp AND r.first_ns - q.last_ns <= {_ANSWERS_WITHIN_NS}
+    )"""
+
+
 _ONCE: Final = f"""
     WITH narrow AS (  -- hashes: sorting ten million texts takes four times as long
         SELECT flow_uid, hash(community_id) AS community, hash({POINT}) AS point, orig_tcp_segments, resp_tcp_segments,
-            orig_packets = 0 OR (resp_packets = 0 AND contains(history, 'A')) AS is_one_way,
+            orig_packets = 0 OR (resp_packets = 0 AND contains(history, 'A'))
+                OR (protocol = 'UDP' AND hash(flow_uid) IN (FROM turned)) AS is_one_way,
             epoch_ns(first_seen) AS first_ns, epoch_ns(last_seen) AS last_ns, hash(flow_uid) AS tie
         FROM seen
     ), begins AS (
