@@ -1,6 +1,7 @@
 """What one Kubernetes object says about the owners of addresses.
 
-A pod owns its addresses from `status.startTime` (it learns them a little later); a completed one until it finished.
+A pod owns its addresses from `status.startTime`, but had them for certain only a little later, when its sandbox was
+there; in between, who had them before may have them still. A completed pod owns them until it finished.
 A hostNetwork pod shares its node's address and owns the ports it declares; host ports of others are owned likewise.
 A service owns its cluster IPs from its creation; of its external, load-balancer and node addresses, which it may
 share, only its ports. A node owns its addresses, those its network plug-in announced, and bridge and tunnel
@@ -242,21 +243,23 @@ def _pod_lifetime(pod: Object, proof: Proof) -> tuple[int, int]:
 def _held_ns(pod: Object, start_ns: int, proof: Proof) -> int:
     """By when a pod had its addresses for certain: its sandbox was there, a container ran, or the dump shows them.
 
-    A dump without the status of any container knows no better than the pod's start.
+    The sandbox's own time goes first: one that is made again (a node's reboot) may get another address, and containers
+    tell of the one before, too. A dump without the status of any container knows no better than the pod's start.
     """
-    statuses = [status for key in _CONTAINER_STATUSES for status in _at(pod, "status", key) or []]
-    times = [
-        _at(status, key, state, "startedAt")
-        for status in statuses
-        for key in ("state", "lastState")
-        for state in ("running", "terminated")
-    ]
     conditions = _at(pod, "status", "conditions") or []
-    times += [
+    times = [
         each.get("lastTransitionTime")
         for each in conditions
         if each["type"] == "PodReadyToStartContainers" and each["status"] == "True"
     ]
+    statuses = [status for key in _CONTAINER_STATUSES for status in _at(pod, "status", key) or []]
+    if not any(times):
+        times = [
+            _at(status, key, state, "startedAt")
+            for status in statuses
+            for key in ("state", "lastState")
+            for state in ("running", "terminated")
+        ]
     if not statuses and not any(times):
         return start_ns
     proven = [parse_time(time) + NANOSECONDS for time in times if time]  # they are whole seconds, rounded down

@@ -500,6 +500,20 @@ def test_until_the_next_owner_has_the_address_for_certain_it_may_be_either(
     assert who(identities, "10.1.0.5", held) == "pod new"
 
 
+def test_a_pod_whose_sandbox_was_made_again_has_its_new_address_since_then(tmp_path: Path) -> None:
+    """After a node's reboot: the pod and its containers are older than the address."""
+    container = {
+        "state": {"running": {"startedAt": time("12:40:01")}},
+        "lastState": {"terminated": {"startedAt": time("09:00:01")}},
+    }
+    sandbox = {"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": time("12:40:00")}
+    moved = pod("moved", ["10.1.0.5"], "09:00:00", status={"containerStatuses": [container], "conditions": [sandbox]})
+    identities = two_dumps(tmp_path, [pod("old", ["10.1.0.5"], "11:00:00")], [moved])
+    assert who(identities, "10.1.0.5", "12:00:00") == "ambiguous"
+    assert who(identities, "10.1.0.5", "12:40:00+999999999") == "ambiguous"
+    assert who(identities, "10.1.0.5", "12:40:01") == "pod moved"
+
+
 def test_the_next_owner_can_not_begin_while_the_last_one_is_proven(tmp_path: Path) -> None:
     identities = two_dumps(tmp_path, [pod("old", ["10.1.0.5"], "11:00:00")], [pod("new", ["10.1.0.5"], "11:59:50")])
     assert who(identities, "10.1.0.5", "11:59:59") == "pod old"
