@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -135,6 +135,12 @@ def upload(namespace: Namespace, host: str, size: int, port: int = PORT, congest
     return _exchange(namespace, host, port, [request], size=size, congestion=congestion)
 
 
+def stream(namespace: Namespace, host: str, pieces: int, size: int, pause: float = 0.002, port: int = PORT) -> Exchange:
+    """POST, piece by piece with pauses, as programs write that produce what they send."""
+    request = _request("POST", host, "/", f"Content-Length: {pieces * size}\r\n", closes=True)
+    return _exchange(namespace, host, port, [request], size=pieces * size, piece=size, piece_pause=pause)
+
+
 def long_lived(
     namespace: Namespace, host: str, requests: int, size: int = 1000, pause: float = 0.0, port: int = PORT
 ) -> Exchange:
@@ -214,6 +220,8 @@ def _exchange(
     requests: Sequence[bytes],
     *,
     size: int = 0,
+    piece: int = _CHUNK,
+    piece_pause: float = 0.0,
     pause: float = 0.0,
     stall: float = 0.0,
     buffer: int = 0,
@@ -225,6 +233,7 @@ def _exchange(
     with namespace.entered():
         connection = socket.socket(family, socket.SOCK_STREAM)
     connection.settimeout(timeout)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as HTTP clients do
     if buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     if congestion:
@@ -243,7 +252,7 @@ def _exchange(
             for number, request in enumerate(requests):
                 time.sleep(pause if number else 0)
                 asked = time.monotonic_ns()
-                sent += _send(connection, request, size)
+                sent += _send(connection, request, size, piece, piece_pause)
                 time.sleep(stall)
                 _, headers = reader.head()
                 reader.skip(int(headers["content-length"]))
@@ -259,18 +268,13 @@ def _request(method: str, host: str, path: str, headers: str = "", closes: bool 
     return f"{method} {path} HTTP/1.1\r\nHost: {name}\r\n{headers}{last}\r\n".encode()
 
 
-def _send(connection: socket.socket, head: bytes, size: int) -> int:
+def _send(connection: socket.socket, head: bytes, size: int, piece: int = _CHUNK, pause: float = 0.0) -> int:
     """The head, and a body of this size behind it."""
     connection.sendall(head)
-    for length in _lengths(size):
-        connection.sendall(memoryview(_BODY)[:length])
+    for begin in range(0, size, piece):
+        connection.sendall(memoryview(_BODY)[: min(piece, size - begin)])
+        time.sleep(pause)
     return len(head) + size
-
-
-def _lengths(size: int) -> Iterator[int]:
-    while size > 0:
-        yield min(size, _CHUNK)
-        size -= _CHUNK
 
 
 def _first_rtt(connection: socket.socket) -> int:
