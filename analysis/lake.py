@@ -33,7 +33,9 @@ COMMITS: Final = "_commits"
 WIP: Final = "_wip"
 DAY_NS: Final = 86_400 * 1_000_000_000
 ROW_GROUP_ROWS: Final = {"packets": 1 << 18}
-"""Other tables: small enough that a time or pod filter skips most of a file."""
+"""Of packets, fewer would pay too often for their dictionaries.
+
+Other tables: small enough that a time or pod filter skips most of a file."""
 FILTERED_ROW_GROUP_ROWS: Final = 1 << 15
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""

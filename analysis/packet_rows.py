@@ -16,9 +16,6 @@ from analysis.layout import MALFORMED_NAMES, PACKET
 from analysis.packets import decode_quotes
 from analysis.schemas import PACKETS
 
-ROW_GROUP_ROWS: Final = 1 << 18
-"""Fewer, and every row group pays for its dictionaries; more, and a time filter reads too much."""
-
 QUOTED: Final = ("quoted_protocol", "quoted_src_ip", "quoted_src_port", "quoted_dst_ip", "quoted_dst_port")
 VALIDITY: Final = {
     "payload_length": kernels.IS_IP,
@@ -72,7 +69,7 @@ class Dictionaries(NamedTuple):
 class PacketRows:
     """Room for one row group, used again for the next."""
 
-    def __init__(self, rows: int = ROW_GROUP_ROWS) -> None:
+    def __init__(self, rows: int) -> None:
         self._room = rows
         self._count = 0
         self._columns = Columns(

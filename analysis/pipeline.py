@@ -181,7 +181,7 @@ class _Line:
         self._segment_names: list[str] = []
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
-        self._packet_rows = deque(PacketRows() for _ in range(2 if jobs > 1 else 1))
+        self._packet_rows = deque(PacketRows(lake.ROW_GROUP_ROWS["packets"]) for _ in range(2 if jobs > 1 else 1))
         self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 from tests.lab import addresses, tunnels
 from tests.lab.cni_plumbing import (
     MTU,
-    VXLAN_OVERHEAD,
-    VXLAN_OVERHEAD6,
     Cni,
     VxlanMesh,
     add_veth,
@@ -16,6 +14,7 @@ from tests.lab.cni_plumbing import (
     masquerade,
     pair_of,
     set_sysctls,
+    vxlan_mtu,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Calico(Cni):
         self.is_vxlan = lab.topology.cni == "calico-vxlan"
         self.is_ipip = lab.topology.cni == "calico-ipip"
         if self.is_vxlan:
-            self.mtu = MTU - (VXLAN_OVERHEAD6 if lab.topology.ipv6 else VXLAN_OVERHEAD)
+            self.mtu = vxlan_mtu(lab)
         if self.is_ipip:
             self.mtu = MTU - IPIP_OVERHEAD
 

@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from tests.lab import addresses
 from tests.lab.cni_plumbing import (
-    MTU,
-    VXLAN_OVERHEAD,
-    VXLAN_OVERHEAD6,
     Cni,
     VxlanMesh,
     add_veth,
@@ -17,6 +14,7 @@ from tests.lab.cni_plumbing import (
     pair_of,
     set_offloads,
     set_sysctls,
+    vxlan_mtu,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ class Flannel(Cni):
         super().__init__(lab)
         self.is_vxlan = lab.topology.cni == "flannel"
         if self.is_vxlan:
-            self.mtu = MTU - (VXLAN_OVERHEAD6 if lab.topology.ipv6 else VXLAN_OVERHEAD)
+            self.mtu = vxlan_mtu(lab)
 
     def set_up(self) -> None:
         for node in self.lab.nodes.values():

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 MTU: Final = 1500
 VXLAN_OVERHEAD: Final = 50
 VXLAN_OVERHEAD6: Final = 70
+"""Over IPv4, and over IPv6."""
 _SIOCETHTOOL: Final = 0x8946
 _OFFLOADS: Final = (0x1F, 0x24, 0x2C)
 """ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_SGRO."""
 
 
-class Cni:
+class Cni(ABC):
     """Gives pods their network, as one plug-in does."""
 
     mtu = MTU
@@ -34,17 +36,17 @@ class Cni:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
+    @abstractmethod
     def set_up(self) -> None:
         """Connects the nodes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def interface_name(self, namespace: str) -> str:
         """What the plug-in calls the node's end of a pod's veth."""
-        raise NotImplementedError
 
+    @abstractmethod
     def connect(self, pod: RunningPod) -> None:
         """Gives a pod its interface, addresses and routes."""
-        raise NotImplementedError
 
     def disconnect(self, pod: RunningPod) -> None:
         """Takes them away, so that another pod can have the address at once."""
@@ -54,7 +56,7 @@ class Cni:
         """What the plug-in writes into a node's object."""
         return {}
 
-    def serve(self) -> None:
+    def serve(self) -> None:  # noqa: B027 (most balance nothing)
         """For plug-ins that balance services themselves: called once all pods run."""
 
     def peers(self, node: RunningNode) -> list[RunningNode]:
@@ -70,6 +72,11 @@ class Cni:
                 f"route add {peer.pod_range.ip} via {peer.ip}", f"route add {peer.pod_range.ip6} via {peer.ip6}"
             )
         ]
+
+
+def vxlan_mtu(lab: Lab) -> int:
+    """What a pod may send where its packets may be wrapped over any family that the lab has."""
+    return MTU - (VXLAN_OVERHEAD6 if lab.topology.ipv6 else VXLAN_OVERHEAD)
 
 
 class VxlanMesh:

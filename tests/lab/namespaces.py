@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ FILES: Final = Path("/etc/netns")
 """What `ip netns exec` lays over /etc inside a namespace, such as its resolv.conf."""
 PREFIX: Final = "podtap"
 CLONE_NEWNET: Final = 0x40000000
+_numbers: Final = itertools.count(1)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -74,8 +76,7 @@ class Namespace:
 
 def new_prefix() -> str:
     """For the names of one lab's namespaces: podtap-<pid>-<its start time>-<number>-"""
-    new_prefix.count = getattr(new_prefix, "count", 0) + 1  # type: ignore[attr-defined]
-    return f"{PREFIX}-{os.getpid()}-{_started(os.getpid())}-{new_prefix.count}-"  # type: ignore[attr-defined]
+    return f"{PREFIX}-{os.getpid()}-{_started(os.getpid())}-{next(_numbers)}-"
 
 
 def remove_abandoned() -> None:

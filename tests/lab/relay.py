@@ -26,7 +26,6 @@ from tests.lab.namespaces import Namespace
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 _MARK: Final = 0x7E1A
-_ETHERNET_HEADER: Final = 14
 _LARGEST: Final = 1 << 16
 _numbers = itertools.count(1)
 
