@@ -46,10 +46,11 @@ def seen_packets(sightings: Records, connection: Integers, flipped: npt.NDArray[
     seen["way"] = 2 * connection[kept["flow"]] + sent
     seen = seen[np.lexsort((seen["ts"], seen["flow"], seen["key"], seen["way"]))]
     again = _same(seen, "way", "key", "flow")
-    seen = seen[~(np.append(again, False) | np.append(False, again))]
-    seen["packet"] = np.cumsum(np.append(False, ~_same(seen, "way", "key"))) if len(seen) else 0
-    shared = np.bincount(seen["packet"], minlength=1)[seen["packet"]] > 1
-    seen = seen[shared]
+    seen = seen[~(again | np.append(again[1:], False))]
+    packet = np.cumsum(~_same(seen, "way", "key"))
+    shared = np.bincount(packet, minlength=1)[packet] > 1
+    seen, packet = seen[shared], packet[shared]
+    seen["packet"] = np.unique(packet, return_inverse=True)[1]
     return seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
 
 
@@ -80,8 +81,9 @@ def hops(seen: Records, steps: Records) -> Records:
 
 
 def _same(rows: Records, *names: str) -> npt.NDArray[np.bool_]:
-    """Whether each row but the first has the same values as the one before it."""
-    same = np.ones(max(len(rows) - 1, 0), np.bool_)
+    """Whether each row has the same values as the one before it."""
+    same = np.zeros(len(rows), np.bool_)
+    same[1:] = True
     for name in names:
-        same &= rows[name][1:] == rows[name][:-1]
+        same[1:] &= rows[name][1:] == rows[name][:-1]
     return same
