@@ -12,7 +12,7 @@ from capture.contract import Interface
 from capture.interfaces import InterfaceTable
 from tests.lab.conversations import converse
 from tests.lab.lab import Lab, RunningPod
-from tests.lab.topology import CNIS, Node, Pod, Topology
+from tests.lab.topology import CNIS, Pod, Topology
 
 SECONDS = 5.0
 LEARNT_LATE = ("flannel", "flannel-host-gw", "weave")
