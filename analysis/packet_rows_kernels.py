@@ -41,8 +41,8 @@ ENTRY = np.dtype([("uid", "u8"), ("slot", "i4"), ("src", "i4"), ("dst", "i4")])
 INNER, OUTER, KINDS, ENTRIES = range(4)
 """Places in counts: distinct inner and outer addresses, kinds of encapsulation, and flows."""
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner

@@ -23,8 +23,8 @@ LEVEL_BITS = 32
 BYTES_PER_VALUE = 12
 """More than any encoding needs of a long column."""
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner
@@ -77,8 +77,10 @@ def pack(values, base, mask, width, out, at):
 
 
 @inner
-def put_delta(values, is_long, out, at):
-    """DELTA_BINARY_PACKED: the first value, then steps in blocks of 128, each above the block's least."""
+def put_delta(values, is_long, steps, out, at):
+    """DELTA_BINARY_PACKED: the first value, then steps in blocks of 128, each above the block's least.
+
+    `steps`: room for a block."""
     mask = np.uint64(0xFFFFFFFFFFFFFFFF) if is_long else np.uint64(0xFFFFFFFF)
     cut = np.int64(0) if is_long else np.int64(32)
     count = len(values)
@@ -86,7 +88,6 @@ def put_delta(values, is_long, out, at):
     at = put_varint(MINIBLOCKS, out, at)
     at = put_varint(count, out, at)
     at = put_zigzag((values[0] << cut) >> cut, out, at)
-    steps = np.zeros(BLOCK_VALUES, np.int64)
     for first in range(1, count, BLOCK_VALUES):
         length = min(BLOCK_VALUES, count - first)
         before = values[first - 1 : first - 1 + length]
@@ -200,7 +201,7 @@ def load(column, valid, bit, is_all, values):
 
 
 @inner
-def encode_column(column, number, plan, valid, every, some, values, numbering, out, spans):
+def encode_column(column, number, plan, valid, every, some, memory, out, spans):
     bit = np.uint32(plan[number, 0])
     how = plan[number, 1]
     start = spans[number - 1, 1] if number else 0
@@ -208,25 +209,23 @@ def encode_column(column, number, plan, valid, every, some, values, numbering, o
     spans[number, 1] = start
     if bit and not some & bit:
         return
-    count = load(column, valid, bit, bit == 0 or every & bit != 0, values)
-    found = values[:count]
+    count = load(column, valid, bit, bit == 0 or every & bit != 0, memory.values)
+    found = memory.values[:count]
     if how == NUMBERS:
         which = plan[number, 2]
-        numbering.known[which] = number_all(
-            found, numbering.place_of[which], numbering.met[which], numbering.known[which]
-        )
+        memory.known[which] = number_all(found, memory.place_of[which], memory.met[which], memory.known[which])
     if how == PLAIN:
         end = put_plain(found, out, start)
     elif how == DELTA or how == LONG_DELTA:
-        end = put_delta(found, how == LONG_DELTA, out, start)
+        end = put_delta(found, how == LONG_DELTA, memory.steps, out, start)
     else:
         end = put_indexes(found, out, start)
     spans[number, 1] = end
 
 
 @kernel
-def encode_page(rows, count, plan, values, numbering, out, spans, levels, level_spans):
-    """The first `count` rows of the columns (packet_rows.Columns), each to out[spans[column]], nothing if all null.
+def encode_page(rows, count, plan, memory, out, spans, levels, level_spans):
+    """The first `count` rows of the columns (parquet_pages.Columns), each to out[spans[column]], nothing if all null.
 
     plan[column]: the bit of `valid` that says where it is not null (0: nowhere null), how it is encoded, and which
     numbering it has. levels[level_spans[k]]: for bit k of `valid`, in which rows it is set (definition levels).
@@ -244,18 +243,17 @@ def encode_page(rows, count, plan, values, numbering, out, spans, levels, level_
         level_spans[k, 1] = at
     number = 0
     for i in range(len(rows.wide)):
-        encode_column(rows.wide[i, :count], number, plan, valid, every, some, values, numbering, out, spans)
+        encode_column(rows.wide[i, :count], number, plan, valid, every, some, memory, out, spans)
         number += 1
     for i in range(len(rows.words)):
-        encode_column(rows.words[i, :count], number, plan, valid, every, some, values, numbering, out, spans)
+        encode_column(rows.words[i, :count], number, plan, valid, every, some, memory, out, spans)
         number += 1
     for i in range(len(rows.halves)):
-        encode_column(rows.halves[i, :count], number, plan, valid, every, some, values, numbering, out, spans)
+        encode_column(rows.halves[i, :count], number, plan, valid, every, some, memory, out, spans)
         number += 1
     for i in range(len(rows.octets)):
-        encode_column(rows.octets[i, :count], number, plan, valid, every, some, values, numbering, out, spans)
+        encode_column(rows.octets[i, :count], number, plan, valid, every, some, memory, out, spans)
         number += 1
     for i in range(len(rows.places)):
-        encode_column(rows.places[i, :count], number, plan, valid, every, some, values, numbering, out, spans)
+        encode_column(rows.places[i, :count], number, plan, valid, every, some, memory, out, spans)
         number += 1
-    return every, some

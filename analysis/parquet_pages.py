@@ -12,6 +12,7 @@ import numpy.typing as npt
 from analysis import parquet
 from analysis.parquet import ColumnChunk, Dictionary
 from analysis.parquet_kernels import (
+    BLOCK_VALUES,
     DELTA,
     INDEXES,
     LEVEL_BITS,
@@ -76,12 +77,14 @@ class Columns(NamedTuple):
         return Columns._make(np.ascontiguousarray(array[..., rows]) for array in self)
 
 
-class _Numberings(NamedTuple):
-    """For each numbering: the place of each number, the numbers met, and how many they are."""
+class _Memory(NamedTuple):
+    """For each numbering: the place of each number, the numbers met, and how many they are. And room for kernels."""
 
     place_of: npt.NDArray[np.int32]
     met: npt.NDArray[np.uint16]
     known: npt.NDArray[np.int64]
+    values: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
 
 
 class PageEncoder:
@@ -96,10 +99,13 @@ class PageEncoder:
             [(p.valid, p.how, self._numberings.index(p.numbering) if p.numbering else 0) for p in plans], np.int64
         )
         shape = len(self._numberings), NUMBER_LIMIT
-        self._numbers = _Numberings(
-            np.full(shape, NOT_MET, np.int32), np.zeros(shape, np.uint16), np.zeros(len(self._numberings), np.int64)
+        self._memory = _Memory(
+            np.full(shape, NOT_MET, np.int32),
+            np.zeros(shape, np.uint16),
+            np.zeros(len(self._numberings), np.int64),
+            np.zeros(page_rows, np.int64),
+            np.zeros(BLOCK_VALUES, np.int64),
         )
-        self._values = np.zeros(page_rows, np.int64)
         self._out = np.empty(len(plans) * (page_rows * _MOST_BYTES + _MORE_BYTES), np.uint8)
         self._spans = np.zeros((len(plans), 2), np.int64)
         self._levels = np.empty(LEVEL_BITS * (page_rows // 8 + 64), np.uint8)
@@ -113,10 +119,7 @@ class PageEncoder:
     def add_page(self, chunks: Mapping[str, ColumnChunk], rows: Columns, count: int) -> None:
         """The first `count` rows (not 0, and no more than `page_rows`), a page of each column."""
         with np.errstate(over="ignore"):
-            encode_page(
-                rows, count, self._plan, self._values, self._numbers, self._out, self._spans, self._levels,
-                self._level_spans,
-            )  # fmt: skip
+            encode_page(rows, count, self._plan, self._memory, self._out, self._spans, self._levels, self._level_spans)
         levels = {1 << k: self._levels[a:b].tobytes() for k, (a, b) in enumerate(self._level_spans.tolist())}
         levels[0] = b""
         for plan, (start, end) in zip(self._plans, self._spans.tolist(), strict=True):
@@ -130,13 +133,13 @@ class PageEncoder:
     def number_dictionaries(self) -> dict[str, Dictionary]:
         """Of the columns that are encoded as NUMBERS."""
         met = [
-            numbers[:known].astype("<i4") for numbers, known in zip(self._numbers.met, self._numbers.known, strict=True)
+            numbers[:known].astype("<i4") for numbers, known in zip(self._memory.met, self._memory.known, strict=True)
         ]
         dictionaries = [Dictionary(numbers.tobytes(), len(numbers)) for numbers in met]
         return {p.name: dictionaries[self._numberings.index(p.numbering)] for p in self._plans if p.numbering}
 
     def forget(self) -> None:
         """The row group is written: its numbers are new to the next one."""
-        for place_of, met, known in zip(*self._numbers, strict=True):
+        for place_of, met, known in zip(*self._memory[:3], strict=True):
             place_of[met[:known]] = NOT_MET
-        self._numbers.known[:] = 0
+        self._memory.known[:] = 0
