@@ -30,15 +30,19 @@ MOMENT_NS: Final = NANOSECONDS // 50
 
 
 def connections_of(facts: Records, sightings: Records) -> tuple[Integers, Flags]:
-    """The connection of each flow (the smallest index of its flows), and whether its orig is that one's resp.
+    """The connection of each flow (the smallest index of its flows), and whether its orig is the connection's resp.
 
-    `facts`: FLOW_FACTS in order of first_seen; `sightings`: SIGHTING, sorted by (key, ts).
+    Who opened a connection is told by a flow that saw the SYN, else by the first one. `facts`: FLOW_FACTS in order of
+    first_seen; `sightings`: SIGHTING, sorted by (key, ts).
     """
     parents = np.arange(len(facts))
     flips = np.zeros(len(facts), np.uint8)
     for left, right, opposite in (*_same_tuple(facts), _same_packet(facts, sightings)):
         kernels.unite(parents, flips, left, right, opposite)
-    return parents, flips == 1
+    opener = parents.copy()
+    with_syn = np.flatnonzero(facts["orig_syn"] >= 0)[::-1]
+    opener[parents[with_syn]] = with_syn
+    return parents, (flips ^ flips[opener[parents]]) == 1
 
 
 def _same_tuple(facts: Records) -> list[tuple[Integers, Integers, npt.NDArray[np.uint8]]]:

@@ -5,7 +5,9 @@ Derived from the facts of all batches, and made anew when another comes: late re
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,41 +17,64 @@ import pyarrow as pa
 from analysis.clocks import Offset, clock_offsets, corrected
 from analysis.connections import connections_of
 from analysis.lake import committed_files
+from analysis.layout import UDP
 from analysis.losses import events_of, losses, points_passed
 from analysis.paths import hops, paths, seen_packets
-from analysis.sightings import Numbers, flow_facts, packet_rows, read_sightings
+from analysis.sightings import Numbers, flow_facts, packet_rows, read_sightings, uid_numbers
 
 if TYPE_CHECKING:
     from analysis.lake_reader import Lake
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+NOWHERE: Final = 1 << 20
+"""The position of a flow none of whose packets was seen elsewhere."""
 
 _FLOWS: Final = """
 SELECT flow_uid, node, interface, encapsulation, protocol, first_seen, last_seen, community_id,
-    orig_ip, orig_port, resp_ip, resp_port, orig_packets, resp_packets, orig_tcp_segments, resp_tcp_segments
+    orig_ip, orig_port, resp_ip, resp_port, orig_packets, resp_packets, orig_tcp_segments, resp_tcp_segments,
+    contains(history, 'A') AS orig_acknowledges, contains(history, 'a') AS resp_acknowledges
 FROM flows ORDER BY first_seen, flow_uid"""
-_EVENTS: Final = """
-SELECT flow_uid, ts, sender, seq, delay_ns FROM retransmits WHERE tcp_segments > 0 ORDER BY ts, flow_uid, seq"""
+_RETRANSMITS: Final = """
+SELECT flow_uid, ts, sender, seq, delay_ns, tcp_segments FROM retransmits
+WHERE tcp_segments > 0 ORDER BY ts, flow_uid, seq"""
 
 
 @dataclass
 class Stitched:
-    """All arrays by flow are in the order of `flows`."""
+    """What facts say together. A way is 2 * connection + 1 of what its orig sends, + 0 of what its resp sends."""
 
     flows: pa.Table
+    """In order of first_seen; all arrays by flow are in this order."""
     facts: Records
     connection: Integers
-    """The connection of each flow: the smallest index of its flows."""
-    flipped: npt.NDArray[np.bool_]
-    """Whether a flow calls orig whom the connection's first flow calls resp."""
-    steps: Records
+    """Of each flow: the smallest index of its connection's flows."""
+    flipped: Flags
+    """Whether a flow calls orig whom the connection calls resp."""
+    position: Integers
+    """position[flow, 1] on the path of what orig sends, [flow, 0] of what resp sends; NOWHERE."""
     hops: Records
     offsets: list[Offset]
+    primary: Integers
+    """For each flow its connection's primary flow."""
     sender_flow: Integers
-    """For each way the flow that stands for it: of those that saw most TCP segments the nearest to the sender."""
+    """For each way the flow whose TCP segments count."""
+    retransmits: pa.Table
     events: Records
     located: npt.NDArray[np.int32]
+    """For each event the flow at the last point that saw the send before it, and at the next point; -1: none."""
+
+    @property
+    def node(self) -> Integers:
+        """Of each flow."""
+        numbers: Integers = self.facts["node"].astype(np.int64)
+        return numbers
+
+    def by_connection(self, side: str) -> tuple[Flags, str, str]:
+        """Of the connection's `side`: where the flow has it as its orig, and else."""
+        return (~self.flipped if side == "orig" else self.flipped), "orig", "resp"
 
 
 def stitch(lake: Lake) -> Stitched:
@@ -57,75 +82,122 @@ def stitch(lake: Lake) -> Stitched:
     flows = lake.arrow(_FLOWS)
     addresses = Numbers()
     facts = flow_facts(flows, addresses)
+    node = facts["node"].astype(np.int64)
     files = committed_files(lake.path, "packets")
     sightings = read_sightings(files, facts, addresses)
     sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
     connection, flipped = connections_of(facts, sightings)
     seen = seen_packets(sightings, connection, flipped)
-    node = facts["node"].astype(np.int64)
     offsets = clock_offsets(seen, node)
     if offsets:
         seen["ts"] = corrected(seen["ts"], node[seen["flow"]], offsets)
         seen = seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
     steps = paths(seen)
-    sender_flow = _sender_flows(flows, facts, connection, flipped, steps)
-    events, ways, flow_ways = _events(lake, flows, facts, connection, flipped, sender_flow, offsets)
+    position = np.full((len(facts), 2), NOWHERE)
+    position[steps["flow"], steps["way"] & 1] = steps["position"]
+    sender_flow = _sender_flows(flows, facts, connection, flipped, position)
+    retransmits = lake.arrow(_RETRANSMITS)
+    events, ways, flow_ways = _events(retransmits, facts, connection, flipped, sender_flow, offsets)
     points = points_passed(seen, steps, facts["mask"])
-
-    def packets() -> Any:
-        for rows in packet_rows(files, facts, addresses):
-            if offsets:
-                rows["ts"] = corrected(rows["ts"], np.append(node, -1)[rows["flow"]], offsets)
-            yield rows
-
-    located = losses(events, ways, points, packets() if len(events) else (), facts, flow_ways)
+    packets = _corrected_packets(files, facts, addresses, offsets) if len(events) else ()
+    located = losses(events, ways, points, packets, facts, flow_ways)
+    primary = _primary_flows(flows, facts, connection, flipped, position)
     return Stitched(
-        flows, facts, connection, flipped, steps, hops(seen, steps), offsets, sender_flow, events, located
+        flows,
+        facts,
+        connection,
+        flipped,
+        position,
+        hops(seen, steps),
+        offsets,
+        primary,
+        sender_flow,
+        retransmits,
+        events,
+        located,
     )
 
 
+def _corrected_packets(
+    files: Sequence[Path], facts: Records, addresses: Numbers, offsets: list[Offset]
+) -> Iterator[Records]:
+    node = np.append(facts["node"].astype(np.int64), -1)
+    for rows in packet_rows(files, facts, addresses):
+        if offsets:
+            rows["ts"] = corrected(rows["ts"], node[rows["flow"]], offsets)
+        yield rows
+
+
+def of_side(flows: pa.Table, what: str, sent_by_orig: bool, flipped: Flags) -> Integers:
+    """A figure of flows, such as packets, of the connection's orig or resp."""
+    by_orig = ~flipped if sent_by_orig else flipped
+    return np.where(by_orig, flows[f"orig_{what}"].to_numpy(), flows[f"resp_{what}"].to_numpy())
+
+
 def _sender_flows(
-    flows: pa.Table, facts: Records, connection: Integers, flipped: npt.NDArray[np.bool_], steps: Records
+    flows: pa.Table, facts: Records, connection: Integers, flipped: Flags, position: Integers
 ) -> Integers:
-    count = len(flows)
-    position = np.full((count, 2), 1 << 20)
-    sent = steps["way"] & 1
-    position[steps["flow"], sent] = steps["position"]
-    sender_flow = np.full(2 * count, -1)
-    for way in (0, 1):
-        # What a flow calls orig sends the connection's way 1, unless it is flipped.
-        by_orig = (way == 1) ^ flipped
-        segments = np.where(by_orig, flows["orig_tcp_segments"].to_numpy(), flows["resp_tcp_segments"].to_numpy())
-        order = np.lexsort((-facts["first_seen"], -position[:, way], segments, connection))
-        sender_flow[2 * connection[order] + way] = order
+    """For each way the flow that saw most TCP segments, for loss only takes away; of several, the nearest to the sender."""
+    sender_flow = np.full(2 * len(flows), -1)
+    for sent in (0, 1):
+        segments = of_side(flows, "tcp_segments", sent == 1, flipped)
+        order = np.lexsort((-facts["first_seen"], -position[:, sent], segments, connection))
+        sender_flow[2 * connection[order] + sent] = order
     return sender_flow
 
 
+def _primary_flows(
+    flows: pa.Table, facts: Records, connection: Integers, flipped: Flags, position: Integers
+) -> Integers:
+    """The flow nearest to orig; but not where packets went past that point.
+
+    They did where orig never speaks, or acknowledges what was not seen; where another point saw twice as many TCP segments
+    of orig; and, as UDP does not acknowledge, where a point nearer to orig has the answers, or this very point has them
+    as another flow's, by the address before NAT. An answer that was lost is at none of these.
+    """
+    sent, answered = (of_side(flows, "packets", by_orig, flipped) for by_orig in (True, False))
+    acknowledges = np.where(
+        flipped,
+        flows["resp_acknowledges"].to_numpy(zero_copy_only=False),
+        flows["orig_acknowledges"].to_numpy(zero_copy_only=False),
+    )
+    segments = of_side(flows, "tcp_segments", True, flipped)
+    most = np.zeros(len(flows), np.int64)
+    np.maximum.at(most, connection, segments)
+    nearest_answer = np.full(len(flows), NOWHERE)
+    np.minimum.at(nearest_answer, connection, np.where(answered > 0, position[:, 1], NOWHERE))
+    here = connection << 32 | facts["point"]
+    only_answers = np.isin(here, here[(sent == 0) & (answered > 0)])
+    turned = (answered == 0) & ((nearest_answer[connection] < position[:, 1]) | only_answers)
+    bypassed = (sent == 0) | ((answered == 0) & acknowledges) | (2 * segments < most[connection])
+    bypassed |= (facts["protocol"] == UDP) & turned
+    order = np.lexsort((facts["first_seen"], position[:, 1], bypassed, connection))[::-1]
+    primary = np.empty(len(flows), np.int64)
+    primary[connection[order]] = order
+    return primary[connection]
+
+
 def _events(
-    lake: Lake,
-    flows: pa.Table,
+    retransmits: pa.Table,
     facts: Records,
     connection: Integers,
-    flipped: npt.NDArray[np.bool_],
+    flipped: Flags,
     sender_flow: Integers,
     offsets: list[Offset],
 ) -> tuple[Records, Records, npt.NDArray[np.int32]]:
-    """EVENTs of the senders' flows, EVENT_WAYs, and for each flow and side the index of its way."""
-    rows = lake.arrow(_EVENTS)
-    uids = {uid: number for number, uid in enumerate(flows["flow_uid"].to_pylist())}
-    flow = np.array([uids[uid] for uid in rows["flow_uid"].to_pylist()], np.int64)
-    by_orig = np.array([sender == "orig" for sender in rows["sender"].to_pylist()], np.bool_)
+    """EVENTs of the flows that count, EVENT_WAYs, and for each flow and side of it the index of its way."""
+    order = np.argsort(facts["uid"])
+    uids = uid_numbers(retransmits["flow_uid"].combine_chunks())
+    flow = order[np.searchsorted(facts["uid"], uids, sorter=order)]
+    by_orig = np.array([sender == "orig" for sender in retransmits["sender"].to_pylist()], np.bool_)
     way = 2 * connection[flow] + (by_orig ^ flipped[flow])
     at = np.flatnonzero(sender_flow[way] == flow)
-    ts = rows["ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
-    if offsets:
-        ts = corrected(ts, facts["node"].astype(np.int64)[flow], offsets)
-    delay = rows["delay_ns"].fill_null(-1).to_numpy()
-    seq = rows["seq"].to_numpy().astype(np.uint32)
+    ts = retransmits["ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    ts = corrected(ts, facts["node"].astype(np.int64)[flow], offsets)
+    delay = retransmits["delay_ns"].fill_null(-1).to_numpy()
+    seq = retransmits["seq"].to_numpy().astype(np.uint32)
     events, ways = events_of(way[at], ts[at], delay[at], seq[at], at, sender_flow)
-    place = np.full(2 * len(flows), -1, np.int32)
+    place = np.full(2 * len(facts), -1, np.int32)
     place[ways["way"]] = np.arange(len(ways))
-    flow_ways = np.empty((len(flows), 2), np.int32)
-    for side in (0, 1):
-        flow_ways[:, side] = place[2 * connection + ((side == 1) ^ flipped)]
+    flow_ways = np.stack([place[2 * connection + (by_orig ^ flipped)] for by_orig in (False, True)], axis=1)
     return events, ways, flow_ways
