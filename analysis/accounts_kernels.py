@@ -121,8 +121,8 @@ class Closed(NamedTuple):
 
 FLOW_COUNT, MINUTE_COUNT, NAME_COUNT = range(3)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 

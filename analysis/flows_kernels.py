@@ -104,8 +104,8 @@ POINT_UNNAMED = 1  # one interface, without a name: a merged or mirrored capture
 POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL, NFLOG)
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 

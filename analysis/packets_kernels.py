@@ -97,8 +97,8 @@ MOST_LAYERS = 16
 NFLOG_PAYLOAD = 9
 V4_MAPPED = np.uint64(0xFFFF00000000)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 

@@ -179,8 +179,8 @@ class Memory(NamedTuple):
     counters: npt.NDArray[np.int64]
 
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 

@@ -47,8 +47,8 @@ FAST_NS = 20_000_000
 OUT_OF_ORDER_NS = 3_000_000
 MINUS_ONE = 0xFFFFFFFF
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
