@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from analysis.errors import UsageError
 from analysis.reports import dns, flows, retransmits
 from analysis.reports.columns import ReportColumn
+from analysis.reports.connections import Points
 from analysis.reports.filters import Filters
 from analysis.reports.sides import LEVELS
 from analysis.reports.window import Window
@@ -25,7 +26,7 @@ class ReportKind:
 
     table: str
     columns: Callable[[str], Sequence[ReportColumn]]
-    sql: Callable[[Window, Filters, str, bool], str]
+    sql: Callable[[Window, Filters, str, Points], str]
     order: str
     order_text: str
 
@@ -77,7 +78,7 @@ def make_report(
     names = ", ".join(column.name for column in columns)
     ties = ", ".join(column.name for column in columns if column.unit in ("label", "text"))
     rows = lake.arrow(
-        f"SELECT {names}, count(*) OVER () AS total FROM ({kind.sql(window, filters, by, lake.has_several_points)}) "
+        f"SELECT {names}, count(*) OVER () AS total FROM ({kind.sql(window, filters, by, lake.points)}) "
         f"ORDER BY {order}, {ties}" + ("" if limit is None else f" LIMIT {limit}")
     )
     total = rows["total"][0].as_py() if rows.num_rows else 0
