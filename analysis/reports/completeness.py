@@ -103,7 +103,8 @@ def completeness(lake: Lake, window: Window) -> Completeness:
 
 def why_empty(lake: Lake, table: str, window: Window, filters: Filters) -> str:
     """Why a report has no rows: the lake has none, the window has none, or the filters match none."""
-    time = {"flows": ("first_seen", "last_seen"), "dns": ("ts", "coalesce(response_ts, ts)")}.get(table, ("ts", "ts"))
+    seen = ("first_seen", "last_seen")
+    time = {"flows": seen, "hops": seen, "dns": ("ts", "coalesce(response_ts, ts)")}.get(table, ("ts", "ts"))
     (data,) = lake.arrow(
         f"SELECT count(*) AS n, epoch_ns(min({time[0]})) AS first_ns, epoch_ns(max({time[1]})) AS last_ns FROM {table}"
     ).to_pylist()
