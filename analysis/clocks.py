@@ -1,10 +1,10 @@
 """How far the nodes' clocks are apart, from packets that two nodes saw.
 
-A packet that goes from node a to node b is seen there later by its way's latency, by b's clock plus the offset of b; one
-that comes back, by the offset less its latency. So the least difference one way and the greatest the other way bound the
-offset from above and below: their middle is the estimate, half their distance the bound that no latency can break. A
-clock that runs too fast is a line, of which the slope comes from the middles of each second; one that is set anew breaks
-the bounds, and the time is cut in two until they hold.
+A packet that goes from node a to node b is seen there later by its latency and by b's offset; one that comes back, by
+the offset less its latency. So the least difference one way and the greatest the other way bound the offset from above
+and below: their middle is the estimate, half their distance the bound that no latency can break. A clock that runs too
+fast is a line, whose slope comes from the middles of each second; one that is set anew breaks the bounds, and the time
+is cut in two until they hold.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _directed(way: Integers, first: Integers, last: Integers, a: Integers, b: In
     counts = [np.bincount(place, which, len(connection)) for which in (sent, ~sent)]
     both = (counts[0] > 0) & (counts[1] > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        forth = (sent == (sums[0] / counts[0] > sums[1] / counts[1])[place])
+        forth = sent == (sums[0] / counts[0] > sums[1] / counts[1])[place]
     rows = np.empty(len(way), CROSSING)
     rows["way"], rows["forth"] = way, forth
     rows["left"], rows["right"] = np.where(forth, last[a], first[a]), np.where(forth, first[b], last[b])

@@ -46,7 +46,7 @@ def connections_of(facts: Records, sightings: Records) -> tuple[Integers, Flags]
 
 
 def _same_tuple(facts: Records) -> list[tuple[Integers, Integers, npt.NDArray[np.uint8]]]:
-    """Flows at different points with one Community ID that overlap, unless their SYNs differ: (one, other, opposite)."""
+    """Flows at different points of one Community ID that overlap, unless SYNs differ: (one, other, opposite)."""
     order = np.lexsort((facts["first_seen"], facts["community"]))
     ordered = facts[order]
     pairs = []

@@ -53,7 +53,7 @@ class Record:
     files: dict[str, list[str]] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
     derived_from: list[str] = field(default_factory=list)
-    """The batches that its tables are made of, if it is no batch of facts; it counts as long as these are all there are."""
+    """The batches that its tables are made of, if it is none of facts; it counts as long as these are all there are."""
 
 
 def read_records(root: Path) -> list[Record]:
@@ -286,14 +286,15 @@ def clustered(table: str, rows: pa.Table) -> pa.Table:
 def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], anew: Mapping[str, pa.Table]) -> None:
     """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`, at once.
 
-    Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes over all others from those before it.
+    Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
+    over all others from those before it.
     """
     batch = Batch(root, name)
     for record in read_records(root):
         batch.record.inputs |= record.inputs
         batch.record.replaces.append(record.batch)
-        for table, names in record.files.items() if not record.derived_from else ():
-            for file in names if table not in anew else ():
+        for table, names in record.files.items():
+            for file in names if not record.derived_from and table not in anew else ():
                 batch.rewrite_file(table, file, change)
     for table, rows in anew.items():
         batch.add(table, rows)

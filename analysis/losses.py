@@ -73,7 +73,8 @@ def points_passed(seen: Records, steps: Records, mask: npt.NDArray[np.int32]) ->
     begins = np.append(True, steps["way"][1:] != steps["way"][:-1])
     ends = np.append(begins[1:], True)
     kept = begins | ends | (saw >= MOST_PASS * np.maximum(passed, 1))
-    return steps[kept]
+    points: Records = steps[kept]
+    return points
 
 
 def events_of(
@@ -121,9 +122,7 @@ def losses(
     return located
 
 
-def _sends(
-    rows: Records, facts: Records, flow_ways: npt.NDArray[np.int32], ways: Records, events: Records
-) -> Records:
+def _sends(rows: Records, facts: Records, flow_ways: npt.NDArray[np.int32], ways: Records, events: Records) -> Records:
     room = 1 << 12
     while True:
         sends = np.empty(room, SEND)

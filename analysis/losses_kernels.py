@@ -29,8 +29,8 @@ def first_from(events, begin, end, relative):
 def find(rows, flows, flow_ways, ways, events, sends):
     """Writes which packets carried the first byte of an event; returns how many, or -1 if there is no room.
 
-    rows: PACKET_ROW[n]; flows: FLOW_FACTS; flow_ways[f, s]: index into `ways` of what orig (s = 1) or resp sends on flow
-    f, -1: none with events; ways: EVENT_WAY; events: EVENT, sorted by way and relative number; sends: SEND.
+    rows: PACKET_ROW[n]; flows: FLOW_FACTS; flow_ways[f, s]: index into `ways` of what orig (s = 1) or resp sends on
+    flow f, -1: none with events; ways: EVENT_WAY; events: EVENT, sorted by way and relative number; sends: SEND.
     """
     count = 0
     for i in range(len(rows)):
@@ -62,7 +62,7 @@ def find(rows, flows, flow_ways, ways, events, sends):
 
 @kernel
 def locate(events, ways, points, sends, starts, found):
-    """Writes for each event the last point of its way that saw the send before it: found[e, 0], and the next one: found[e, 1].
+    """Writes for each event the last point of its way that saw the send before it, and the next one, into found[e].
 
     points: STEP, those of a way in the order of its path; sends[starts[e] : starts[e + 1]]: SENDs of event e. A
     flow of -1: none there. A point saw the send before the event if the byte came there after that send and before the

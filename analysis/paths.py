@@ -31,7 +31,9 @@ SEEN: Final = np.dtype(
 """One packet at one point."""
 STEP: Final = np.dtype([("way", "i8"), ("flow", "i4"), ("position", "i4")], align=True)
 """One point of a path."""
-HOP: Final = np.dtype([("way", "i8"), ("flow", "i4"), ("next_flow", "i4"), ("latency_ns", "i8"), ("ts", "i8")], align=True)
+HOP: Final = np.dtype(
+    [("way", "i8"), ("flow", "i4"), ("next_flow", "i4"), ("latency_ns", "i8"), ("ts", "i8")], align=True
+)
 """One packet that went from one point of its path to the next."""
 
 
@@ -51,7 +53,13 @@ def seen_packets(sightings: Records, connection: Integers, flipped: npt.NDArray[
     shared = np.bincount(packet, minlength=1)[packet] > 1
     seen, packet = seen[shared], packet[shared]
     seen["packet"] = np.unique(packet, return_inverse=True)[1]
-    return seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
+    return by_packet(seen)
+
+
+def by_packet(seen: Records) -> Records:
+    """SEEN, sorted by packet and time."""
+    ordered: Records = seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
+    return ordered
 
 
 def paths(seen: Records) -> Records:

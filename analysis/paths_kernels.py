@@ -48,8 +48,8 @@ def count_before(seen, begin, end, flows, before):
 def order(seen, steps):
     """Writes the points of each way in the order in which most packets pass them; returns how many.
 
-    seen: SEEN[n], sorted by packet and time, whose packets are sorted by way; steps: STEP[n]. Of what is left, the point
-    comes next that packets reached first most often, before the others that are left.
+    seen: SEEN[n], sorted by packet and time, whose packets are sorted by way; steps: STEP[n]. Of the points that are
+    left comes next which fewest of the others are before.
     """
     flows = np.empty(MOST_POINTS, np.int32)
     before = np.zeros((MOST_POINTS, MOST_POINTS), np.int64)

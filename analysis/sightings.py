@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis import sightings_kernels as kernels
@@ -84,15 +83,23 @@ class Numbers(dict[Any, int]):
         self[word] = number = len(self)
         return number
 
-    def of(self, column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-        """The number of each word; null is a word, too."""
-        coded: Any = column.combine_chunks()
+    def of(self, column: Any) -> npt.NDArray[np.int32]:
+        """The number of each word of an Arrow column; null is a word, too."""
+        coded = column.combine_chunks()
         coded = coded if isinstance(coded, pa.DictionaryArray) else coded.dictionary_encode()
         words = np.array([self[word] for word in coded.dictionary.to_pylist()] + [self[None]], np.int32)
-        return words[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        numbered: npt.NDArray[np.int32] = words[numbers(coded.indices, -1)]
+        return numbered
 
 
-def uid_numbers(texts: pa.Array[Any]) -> npt.NDArray[np.uint64]:
+def numbers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
+    """An Arrow column of numbers or times (in nanoseconds), `null` where it has none."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    found: npt.NDArray[np.int64] = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
+    return found
+
+
+def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
     """uint64 of uids, which are sixteen hexadecimal digits each."""
     return np.array([int(text, 16) for text in texts.to_pylist()], np.uint64)
 
@@ -100,22 +107,22 @@ def uid_numbers(texts: pa.Array[Any]) -> npt.NDArray[np.uint64]:
 def flow_facts(flows: pa.Table, addresses: Numbers) -> Records:
     """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order."""
     facts = np.zeros(len(flows), FLOW_FACTS)
-    facts["uid"] = uid_numbers(flows["flow_uid"].combine_chunks())
+    facts["uid"] = uid_numbers(flows["flow_uid"])
     for time in ("first_seen", "last_seen"):
-        facts[time] = flows[time].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+        facts[time] = numbers(flows[time])
     facts["orig_syn"] = facts["resp_syn"] = -1
     nodes = Numbers().of(flows["node"])
     facts["node"] = nodes
-    places = zip(nodes.tolist(), *(Numbers().of(flows[name]).tolist() for name in ("interface", "encapsulation")), strict=True)
+    interfaces, tunnels = (Numbers().of(flows[name]).tolist() for name in ("interface", "encapsulation"))
     points = Numbers()
-    facts["point"] = [points[place] for place in places]
+    facts["point"] = [points[place] for place in zip(nodes.tolist(), interfaces, tunnels, strict=True)]
     for side in ("orig", "resp"):
         facts[side] = addresses.of(flows[f"{side}_ip"])
-        facts[f"{side}_port"] = flows[f"{side}_port"].fill_null(0).to_numpy()
+        facts[f"{side}_port"] = numbers(flows[f"{side}_port"])
     facts["community"] = Numbers().of(flows["community_id"])
     codes = {name: number for number, name in enumerate(PROTOCOL_NAMES[:256])}
-    facts["protocol"] = [codes.get(name, 0) for name in flows["protocol"].to_pylist()]
-    packets = pc.add(flows["orig_packets"], flows["resp_packets"]).to_numpy()
+    facts["protocol"] = [codes.get(str(name), 0) for name in flows["protocol"].to_pylist()]
+    packets = numbers(flows["orig_packets"]) + numbers(flows["resp_packets"])
     thinned = 2 ** np.ceil(np.log2(np.maximum(packets / FEW, 1))).astype(np.int64) - 1
     facts["mask"] = np.minimum(thinned, MOST_THINNED)
     return facts
@@ -132,15 +139,15 @@ def packet_rows(files: Sequence[Path], facts: Records, addresses: Numbers) -> It
 
 def _rows(table: pa.Table, facts: Records, order: npt.NDArray[np.int64], addresses: Numbers) -> Records:
     rows = np.empty(len(table), PACKET_ROW)
-    rows["ts"] = table["ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    rows["ts"] = numbers(table["ts"])
     uids: Any = table["flow_uid"].combine_chunks()
     known = uid_numbers(uids.dictionary)
     place = np.searchsorted(facts["uid"], known, sorter=order)
     flow = np.append(order[np.minimum(place, len(order) - 1)], -1)
-    rows["flow"] = flow[uids.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    rows["flow"] = flow[numbers(uids.indices, -1)]
     rows["src"] = addresses.of(table["src_ip"])
     for name in ("tcp_seq", "tcp_ack", "tcp_tsval", "payload_length", "ip_id", "src_port", "tcp_flags"):
-        rows[name] = table[name].fill_null(0).to_numpy()
+        rows[name] = numbers(table[name])
     return rows
 
 

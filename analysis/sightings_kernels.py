@@ -26,8 +26,9 @@ def mixed(a, b):
 def sample(rows, first_row, flows, sightings):
     """Writes what identifies a packet at any point, of those that are compared; returns how many.
 
-    rows: PACKET_ROW[n] from number `first_row` on; flows: FLOW_FACTS; sightings: SIGHTING[n]. A flow's mask thins out its packets by their own
-    hash, so that two points choose the same ones. SYNs are always chosen, and leave their numbers in `flows`.
+    rows: PACKET_ROW[n] from number `first_row` on; flows: FLOW_FACTS; sightings: SIGHTING[n]. A flow's mask thins out
+    its packets by their own hash, so that two points choose the same ones. SYNs are always chosen, and leave their
+    numbers in `flows`.
     """
     count = 0
     for i in range(len(rows)):

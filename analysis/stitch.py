@@ -1,6 +1,6 @@
 """Stitches a lake: which flows are one connection, by what path, where its packets were lost; how clocks differ.
 
-Derived from the facts of all batches, and made anew when another comes: late recordings of other nodes find their place.
+Derived from the facts of all batches, and made anew when another comes: a node's late recording finds its place.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from analysis.connections import connections_of
 from analysis.lake import committed_files
 from analysis.layout import UDP
 from analysis.losses import events_of, losses, points_passed
-from analysis.paths import hops, paths, seen_packets
-from analysis.sightings import Numbers, flow_facts, packet_rows, read_sightings, uid_numbers
+from analysis.paths import by_packet, hops, paths, seen_packets
+from analysis.sightings import Numbers, flow_facts, numbers, packet_rows, read_sightings, uid_numbers
 
 if TYPE_CHECKING:
     from analysis.lake_reader import Lake
@@ -62,19 +62,12 @@ class Stitched:
     sender_flow: Integers
     """For each way the flow whose TCP segments count."""
     retransmits: pa.Table
+    """In order of time; `row` of `events` is a row of it."""
     events: Records
+    event_ways: Records
+    """EVENT_WAY of each event: by which way, and which flow tells it."""
     located: npt.NDArray[np.int32]
     """For each event the flow at the last point that saw the send before it, and at the next point; -1: none."""
-
-    @property
-    def node(self) -> Integers:
-        """Of each flow."""
-        numbers: Integers = self.facts["node"].astype(np.int64)
-        return numbers
-
-    def by_connection(self, side: str) -> tuple[Flags, str, str]:
-        """Of the connection's `side`: where the flow has it as its orig, and else."""
-        return (~self.flipped if side == "orig" else self.flipped), "orig", "resp"
 
 
 def stitch(lake: Lake) -> Stitched:
@@ -91,7 +84,7 @@ def stitch(lake: Lake) -> Stitched:
     offsets = clock_offsets(seen, node)
     if offsets:
         seen["ts"] = corrected(seen["ts"], node[seen["flow"]], offsets)
-        seen = seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
+        seen = by_packet(seen)
     steps = paths(seen)
     position = np.full((len(facts), 2), NOWHERE)
     position[steps["flow"], steps["way"] & 1] = steps["position"]
@@ -114,6 +107,7 @@ def stitch(lake: Lake) -> Stitched:
         sender_flow,
         retransmits,
         events,
+        ways[events["way"]],
         located,
     )
 
@@ -131,13 +125,14 @@ def _corrected_packets(
 def of_side(flows: pa.Table, what: str, sent_by_orig: bool, flipped: Flags) -> Integers:
     """A figure of flows, such as packets, of the connection's orig or resp."""
     by_orig = ~flipped if sent_by_orig else flipped
-    return np.where(by_orig, flows[f"orig_{what}"].to_numpy(), flows[f"resp_{what}"].to_numpy())
+    orig, resp = (flows[f"{side}_{what}"].to_numpy(zero_copy_only=False) for side in ("orig", "resp"))
+    return np.where(by_orig, orig, resp)
 
 
 def _sender_flows(
     flows: pa.Table, facts: Records, connection: Integers, flipped: Flags, position: Integers
 ) -> Integers:
-    """For each way the flow that saw most TCP segments, for loss only takes away; of several, the nearest to the sender."""
+    """For each way the flow that saw most TCP segments, for loss takes away; of several, the nearest to the sender."""
     sender_flow = np.full(2 * len(flows), -1)
     for sent in (0, 1):
         segments = of_side(flows, "tcp_segments", sent == 1, flipped)
@@ -151,16 +146,12 @@ def _primary_flows(
 ) -> Integers:
     """The flow nearest to orig; but not where packets went past that point.
 
-    They did where orig never speaks, or acknowledges what was not seen; where another point saw twice as many TCP segments
-    of orig; and, as UDP does not acknowledge, where a point nearer to orig has the answers, or this very point has them
-    as another flow's, by the address before NAT. An answer that was lost is at none of these.
+    They did where orig never speaks, or acknowledges what was not seen; where another point saw twice as many TCP
+    segments of orig; and, as UDP does not acknowledge, where a point nearer to orig has the answers, or this very point
+    has them as another flow's, by the address before NAT. An answer that was lost is at none of these.
     """
     sent, answered = (of_side(flows, "packets", by_orig, flipped) for by_orig in (True, False))
-    acknowledges = np.where(
-        flipped,
-        flows["resp_acknowledges"].to_numpy(zero_copy_only=False),
-        flows["orig_acknowledges"].to_numpy(zero_copy_only=False),
-    )
+    acknowledges = of_side(flows, "acknowledges", True, flipped)
     segments = of_side(flows, "tcp_segments", True, flipped)
     most = np.zeros(len(flows), np.int64)
     np.maximum.at(most, connection, segments)
@@ -169,7 +160,7 @@ def _primary_flows(
     here = connection << 32 | facts["point"]
     only_answers = np.isin(here, here[(sent == 0) & (answered > 0)])
     turned = (answered == 0) & ((nearest_answer[connection] < position[:, 1]) | only_answers)
-    bypassed = (sent == 0) | ((answered == 0) & acknowledges) | (2 * segments < most[connection])
+    bypassed = (sent == 0) | ((answered == 0) & (acknowledges == 1)) | (2 * segments < most[connection])
     bypassed |= (facts["protocol"] == UDP) & turned
     order = np.lexsort((facts["first_seen"], position[:, 1], bypassed, connection))[::-1]
     primary = np.empty(len(flows), np.int64)
@@ -187,14 +178,14 @@ def _events(
 ) -> tuple[Records, Records, npt.NDArray[np.int32]]:
     """EVENTs of the flows that count, EVENT_WAYs, and for each flow and side of it the index of its way."""
     order = np.argsort(facts["uid"])
-    uids = uid_numbers(retransmits["flow_uid"].combine_chunks())
+    uids = uid_numbers(retransmits["flow_uid"])
     flow = order[np.searchsorted(facts["uid"], uids, sorter=order)]
     by_orig = np.array([sender == "orig" for sender in retransmits["sender"].to_pylist()], np.bool_)
     way = 2 * connection[flow] + (by_orig ^ flipped[flow])
     at = np.flatnonzero(sender_flow[way] == flow)
-    ts = retransmits["ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    ts = numbers(retransmits["ts"])
     ts = corrected(ts, facts["node"].astype(np.int64)[flow], offsets)
-    delay = retransmits["delay_ns"].fill_null(-1).to_numpy()
+    delay = numbers(retransmits["delay_ns"], -1)
     seq = retransmits["seq"].to_numpy().astype(np.uint32)
     events, ways = events_of(way[at], ts[at], delay[at], seq[at], at, sender_flow)
     place = np.full(2 * len(facts), -1, np.int32)

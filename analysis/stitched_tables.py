@@ -7,11 +7,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis import columns
 from analysis.clocks import corrected
-from analysis.schemas import TABLES
-from analysis.stitch import NOWHERE, Flags, Integers, Stitched
+from analysis.schemas import CONNECTIONS, NAME, TABLES
+from analysis.stitch import NOWHERE, Stitched
+
+Integers = npt.NDArray[np.int64]
 
 MOST_LATENCIES: Final = 16
 _PLACE: Final = ("node", "interface", "encapsulation")
@@ -28,129 +31,50 @@ def derived_tables(stitched: Stitched) -> dict[str, pa.Table]:
     }
 
 
-def _table(name: str, values: dict[str, Any], without: tuple[str, ...] = ()) -> pa.Table:
-    schema = pa.schema([field for field in TABLES[name].schema if field.name not in without])
-    return pa.table([_cast(values[field.name], field.type) for field in schema], schema=schema)
-
-
-def _cast(values: Any, type_: pa.DataType) -> Any:
-    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(type_) and not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    return column if column.type == type_ else column.cast(type_)
-
-
-def _words(stitched: Stitched, name: str, flow: Integers) -> pa.Array[Any]:
-    """A column of flows at `flow`, null where that is -1, as a dictionary."""
-    words: Any = _cast(stitched.flows[name], pa.dictionary(pa.int32(), pa.string()))
-    return words.take(pa.array(np.maximum(flow, 0), mask=flow < 0))
-
-
-def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
-    """Address and port of the connection's orig or resp, as at these flows."""
-    as_orig = stitched.flipped[flow] == (side == "resp")
-    ip, port = (
-        pa.compute.if_else(pa.array(as_orig), _plain(stitched, f"orig_{what}", flow), _plain(stitched, f"resp_{what}", flow))
-        for what in ("ip", "port")
-    )
-    return ip, port
-
-
-def _plain(stitched: Stitched, name: str, flow: Integers) -> Any:
-    return stitched.flows[name].combine_chunks().take(pa.array(flow))
-
-
-def _times(values: Integers) -> Any:
-    return columns.times(values)
-
-
-def _ends_of_paths(stitched: Stitched) -> tuple[Integers, Integers]:
-    """For each flow, its connection's flows nearest to orig and to resp, by what orig sends; else the primary."""
-    position, connection = stitched.position[:, 1], stitched.connection
-    known = np.flatnonzero(position < NOWHERE)
-    nearest = [np.full(len(connection), -1), np.full(len(connection), -1)]
-    for ends, order in zip(nearest, (known[np.argsort(-position[known])], known[np.argsort(position[known])]), strict=True):
-        ends[connection[order]] = order
-    return tuple(np.where(ends[connection] < 0, stitched.primary, ends[connection]) for ends in nearest)  # type: ignore[return-value]
-
-
-def _seen(stitched: Stitched) -> tuple[Integers, Integers]:
-    """first_seen and last_seen of each flow by the reference node's clock."""
-    facts = stitched.facts
-    return tuple(corrected(facts[name].copy(), stitched.node, stitched.offsets) for name in ("first_seen", "last_seen"))  # type: ignore[return-value]
-
-
 def _connections(stitched: Stitched) -> pa.Table:
     connection = stitched.connection
     roots = np.flatnonzero(connection == np.arange(len(connection)))
-    primary = stitched.primary[roots]
-    _, near_resp = _ends_of_paths(stitched)
-    first, last = _seen(stitched)
-    begin, end = first.copy(), last.copy()
-    np.minimum.at(begin, connection, first)
-    np.maximum.at(end, connection, last)
+    begin, end = _seen(stitched)
+    np.minimum.at(begin, connection, begin.copy())
+    np.maximum.at(end, connection, end.copy())
+    roots = roots[np.argsort(begin[roots], kind="stable")]
+    primary, near_resp = stitched.primary[roots], _nearest(stitched, orig=False)[roots]
     orig_ip, orig_port = _end(stitched, "orig", primary)
     resp_ip, resp_port = _end(stitched, "resp", primary)
-    backend_ip, backend_port = _end(stitched, "resp", near_resp[roots])
-    snat_ip, snat_port = _end(stitched, "orig", near_resp[roots])
-    same = pa.compute.fill_null(
-        pa.compute.and_(pa.compute.equal(orig_ip, snat_ip), pa.compute.equal(orig_port, snat_port)), True
-    )
+    backend_ip, backend_port = _end(stitched, "resp", near_resp)
+    snat_ip, snat_port = _end(stitched, "orig", near_resp)
+    same = pc.fill_null(pc.and_(pc.equal(orig_ip, snat_ip), pc.equal(orig_port, snat_port)), True)
     values = {
-        "connection_uid": _plain(stitched, "flow_uid", primary),
-        "protocol": _words(stitched, "protocol", primary),
-        "first_seen": _times(begin[roots]),
-        "last_seen": _times(end[roots]),
+        "connection_uid": _of_flows(stitched, "flow_uid", primary),
+        "protocol": _names(stitched, "protocol", primary),
+        "first_seen": columns.times(begin[roots]),
+        "last_seen": columns.times(end[roots]),
         "orig_ip": orig_ip,
         "orig_port": orig_port,
         "resp_ip": resp_ip,
         "resp_port": resp_port,
         "backend_ip": backend_ip,
         "backend_port": backend_port,
-        "snat_ip": pa.compute.if_else(same, pa.scalar(None, snat_ip.type), snat_ip),
-        "snat_port": pa.compute.if_else(same, pa.scalar(None, snat_port.type), snat_port),
+        "snat_ip": pc.if_else(same, pa.scalar(None, snat_ip.type), snat_ip),
+        "snat_port": pc.if_else(same, pa.scalar(None, snat_port.type), snat_port),
         "flows": np.bincount(connection, minlength=len(connection))[roots],
         "path": _path(stitched, 1, roots),
         "return_path": _path(stitched, 0, roots),
     }
-    named = tuple(
-        field.name for field in TABLES["connections"].schema if field.name not in values
-    )
-    table = _table("connections", values, named)
-    return table.take(pa.array(np.argsort(begin[roots], kind="stable")))
-
-
-def _path(stitched: Stitched, sent: int, roots: Integers) -> Any:
-    """For each connection the names of its points, in the order of its path."""
-    places = [_words(stitched, name, np.arange(len(stitched.facts))).cast(pa.string()) for name in _PLACE]
-    node, interface, encapsulation = (place.to_pylist() for place in places)
-    numbers: dict[tuple[Any, ...], int] = {}
-    index = [numbers.setdefault(place, len(numbers)) for place in zip(node, interface, encapsulation, strict=True)]
-    names = ["/".join(part for part in place if part) for place in numbers]
-    position = stitched.position[:, sent]
-    order = np.lexsort((position, stitched.connection))
-    order = order[position[order] < NOWHERE]
-    counts = np.bincount(stitched.connection[order], minlength=len(position))[roots]
-    offsets = np.append(0, np.cumsum(counts)).astype(np.int32)
-    points = pa.array(names, pa.string()).take(pa.array(np.array(index, np.int64)[order]))
-    return pa.ListArray.from_arrays(pa.array(offsets), points)
+    return _table("connections", values)
 
 
 def _connection_flows(stitched: Stitched) -> pa.Table:
     flow = np.arange(len(stitched.facts))
-    near_orig, near_resp = _ends_of_paths(stitched)
     alone = np.bincount(stitched.connection, minlength=len(flow))[stitched.connection] == 1
-    nowhere = (stitched.position >= NOWHERE).all(axis=1)
+    aside = (stitched.position >= NOWHERE).all(axis=1)
+    near_orig, near_resp = (_nearest(stitched, orig) == flow for orig in (True, False))
     roles = np.select(
-        [alone, nowhere, (near_orig == flow) & (near_resp == flow), near_orig == flow, near_resp == flow],
-        ["only", "aside", "only", "orig", "resp"],
-        "between",
+        [alone | (near_orig & near_resp), aside, near_orig, near_resp], ["only", "aside", "orig", "resp"], "between"
     )
     way = 2 * stitched.connection
     values = {
-        "connection_uid": _plain(stitched, "flow_uid", stitched.primary),
+        "connection_uid": _of_flows(stitched, "flow_uid", stitched.primary),
         "flow_uid": stitched.flows["flow_uid"],
         "role": roles.astype(object),
         "is_primary": stitched.primary == flow,
@@ -163,122 +87,162 @@ def _connection_flows(stitched: Stitched) -> pa.Table:
     return _table("connection_flows", values)
 
 
-def _or_null(position: Integers) -> Any:
-    return pa.array(position.astype(np.int32), mask=position >= NOWHERE)
-
-
-def _senders(way: Integers) -> Any:
-    return pa.DictionaryArray.from_arrays(pa.array((way & 1).astype(np.int32)), pa.array(["resp", "orig"]))
-
-
-def _points(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
-    return {f"{prefix}_{name}": _words(stitched, name, flow) for name in ("flow_uid", *_PLACE)}
-
-
 def _hops(stitched: Stitched) -> pa.Table:
     """Hops that packets were seen to take, and those that they were lost on."""
-    lost, segments = _lost(stitched)
-    hops = stitched.hops
-    way = np.concatenate([hops["way"], 2 * stitched.connection[lost[:, 0]] + _sent(stitched)[lost[:, 2]]])
-    one = np.concatenate([hops["flow"], lost[:, 0]]).astype(np.int64)
-    other = np.concatenate([hops["next_flow"], lost[:, 1]]).astype(np.int64)
-    latency = np.append(hops["latency_ns"], np.zeros(len(lost), np.int64))
-    weight = np.append(np.zeros(len(hops), np.int64), segments)
-    is_packet = np.arange(len(way)) < len(hops)
+    seen, located = stitched.hops, stitched.located.astype(np.int64)
+    lost = np.flatnonzero((located >= 0).all(axis=1))
+    segments = stitched.retransmits["tcp_segments"].to_numpy()[stitched.events["row"][lost]]
+    way = np.append(seen["way"], stitched.event_ways["way"][lost])
+    one, other = np.append(seen["flow"], located[lost, 0]), np.append(seen["next_flow"], located[lost, 1])
+    is_packet = np.arange(len(way)) < len(seen)
     order = np.lexsort((~is_packet, other, one, way))
-    way, one, other, latency, weight, is_packet = (each[order] for each in (way, one, other, latency, weight, is_packet))
-    first = np.append(True, (way[1:] != way[:-1]) | (one[1:] != one[:-1]) | (other[1:] != other[:-1]))[: len(way)]
-    begin = np.flatnonzero(first)
-    group = np.cumsum(first) - 1
+    way, one, other, is_packet = way[order], one[order], other[order], is_packet[order]
+    latency = np.append(seen["latency_ns"], np.zeros(len(lost), np.int64))[order]
+    lost_segments = np.append(np.zeros(len(seen), np.int64), segments)[order]
+    changes = (np.diff(way) != 0) | (np.diff(one) != 0) | (np.diff(other) != 0)
+    begin = np.flatnonzero(np.append(True, changes)[: len(way)])
+    group = np.repeat(np.arange(len(begin)), np.diff(np.append(begin, len(way))))
     packets = np.bincount(group, is_packet, len(begin)).astype(np.int64)
-    rank = np.arange(len(way)) - begin[group]
-    every = -(-packets // MOST_LATENCIES)
-    chosen = is_packet & (rank % np.maximum(every, 1)[group] == 0)
-    counts = np.bincount(group[chosen], minlength=len(begin))
-    latencies = pa.ListArray.from_arrays(
-        pa.array(np.append(0, np.cumsum(counts)).astype(np.int32)), pa.array(latency[chosen])
-    )
+    every = np.maximum(-(-packets // MOST_LATENCIES), 1)
+    told = is_packet & ((np.arange(len(way)) - begin[group]) % every[group] == 0)
     way, one, other = way[begin], one[begin], other[begin]
-    seen = _seen(stitched)
+    first, last = _seen(stitched)
     values = {
-        "connection_uid": _words(stitched, "flow_uid", stitched.primary[one]),
+        "connection_uid": _names(stitched, "flow_uid", stitched.primary[one]),
         "sender": _senders(way),
         "position": stitched.position[one, way & 1],
-        **_points(stitched, "from", one),
-        **_points(stitched, "to", other),
+        **_point(stitched, "from", one),
+        **_point(stitched, "to", other),
         "packets": packets,
-        "latencies_ns": latencies,
-        "lost_tcp_segments": np.bincount(group, weight, len(begin)).astype(np.int64),
-        "first_seen": _times(seen[0][one]),
-        "last_seen": _times(seen[1][one]),
+        "latencies_ns": _lists(np.bincount(group[told], minlength=len(begin)), _array(latency[told])),
+        "lost_tcp_segments": np.bincount(group, lost_segments, len(begin)).astype(np.int64),
+        "first_seen": columns.times(first[one]),
+        "last_seen": columns.times(last[one]),
     }
     return _table("hops", values)
 
 
-def _sent(stitched: Stitched) -> Integers:
-    """Of each event, whether orig sent it."""
-    row = stitched.events["row"].astype(np.int64)
-    by_orig = np.array([sender == "orig" for sender in stitched.retransmits["sender"].to_pylist()], np.bool_)[row]
-    flow = _flow_of_event(stitched)
-    return (by_orig ^ stitched.flipped[flow]).astype(np.int64)
-
-
-def _flow_of_event(stitched: Stitched) -> Integers:
-    order = np.argsort(stitched.facts["uid"])
-    from analysis.sightings import uid_numbers
-
-    uids = uid_numbers(stitched.retransmits["flow_uid"].combine_chunks())[stitched.events["row"]]
-    flow: Integers = order[np.searchsorted(stitched.facts["uid"], uids, sorter=order)]
-    return flow
-
-
-def _lost(stitched: Stitched) -> tuple[npt.NDArray[np.int64], Integers]:
-    """(flow, next flow, event) of each event that was lost between two points, and its TCP segments."""
-    located = stitched.located.astype(np.int64)
-    at = np.flatnonzero((located >= 0).all(axis=1))
-    segments = stitched.retransmits["tcp_segments"].to_numpy()[stitched.events["row"][at]]
-    return np.column_stack([located[at], at]), segments
-
-
 def _losses(stitched: Stitched) -> pa.Table:
-    events, located = stitched.events, stitched.located.astype(np.int64)
-    order = np.argsort(events["row"], kind="stable")
-    row, (last, after) = events["row"][order].astype(np.int64), located[order].T
-    told = stitched.retransmits.take(pa.array(row))
-    flow = _flow_of_event(stitched)[order]
-    verdicts = np.select([last < 0, after < 0], ["before", "arrived"], "lost")
+    order = np.argsort(stitched.events["row"], kind="stable")
+    ways = stitched.event_ways[order]
+    last, after = stitched.located[order].astype(np.int64).T
+    told = stitched.retransmits.take(_array(stitched.events["row"][order]))
     values = {
         "ts": told["ts"],
-        "connection_uid": _words(stitched, "flow_uid", stitched.primary[flow]),
+        "connection_uid": _names(stitched, "flow_uid", stitched.primary[ways["flow"]]),
         "flow_uid": told["flow_uid"],
-        "sender": _senders(_sent(stitched)[order]),
+        "sender": _senders(ways["way"]),
         "seq": told["seq"],
         "tcp_segments": told["tcp_segments"],
-        "verdict": verdicts.astype(object),
-        **_points(stitched, "after", last),
-        **_points(stitched, "before", after),
+        "verdict": np.select([last < 0, after < 0], ["before", "arrived"], "lost").astype(object),
+        **_point(stitched, "after", last),
+        **_point(stitched, "before", after),
     }
     return _table("losses", values)
 
 
 def _clocks(stitched: Stitched) -> pa.Table:
-    nodes = _nodes(stitched)
+    numbers, first = np.unique(stitched.facts["node"], return_index=True)
+    nodes = dict(zip(numbers.tolist(), stitched.flows["node"].take(_array(first)).to_pylist(), strict=True))
     offsets = stitched.offsets
     values: dict[str, Any] = {
-        "node": pa.array([nodes[each.node] for each in offsets], pa.string()),
-        "reference": pa.array([nodes[0] for _ in offsets], pa.string()),
-        "start": _times(np.array([each.start_ns for each in offsets], np.int64)),
-        "end": _times(np.array([each.end_ns for each in offsets], np.int64)),
-        **{
-            name: pa.array([getattr(each, name) for each in offsets], pa.int64())
-            for name in ("offset_ns", "drift_ppb", "bound_ns", "packets")
-        },
+        "node": [nodes[each.node] for each in offsets],
+        "reference": [nodes[0]] * len(offsets),
+        "start": columns.times(np.array([each.start_ns for each in offsets], np.int64)),
+        "end": columns.times(np.array([each.end_ns for each in offsets], np.int64)),
+        **{name: [getattr(each, name) for each in offsets] for name in ("offset_ns", "drift_ppb", "bound_ns")},
+        "packets": [each.packets for each in offsets],
     }
     return _table("clocks", values)
 
 
-def _nodes(stitched: Stitched) -> dict[int, str]:
-    nodes = stitched.node
-    numbers, first = np.unique(nodes, return_index=True)
-    names = stitched.flows["node"].take(pa.array(first)).to_pylist()
-    return dict(zip(numbers.tolist(), names, strict=True))
+# --- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def _seen(stitched: Stitched) -> tuple[Integers, Integers]:
+    """first_seen and last_seen of each flow by the reference node's clock."""
+    facts, node = stitched.facts, stitched.facts["node"].astype(np.int64)
+    first, last = (corrected(facts[name], node, stitched.offsets) for name in ("first_seen", "last_seen"))
+    return first, last
+
+
+def _nearest(stitched: Stitched, orig: bool) -> Integers:
+    """For each flow, its connection's flow nearest to orig (or resp) that saw what orig sent; else the primary."""
+    position, connection = stitched.position[:, 1], stitched.connection
+    known = np.flatnonzero(position < NOWHERE)
+    order = known[np.argsort(position[known])]
+    nearest = np.full(len(connection), -1)
+    order = order[::-1] if orig else order
+    nearest[connection[order]] = order
+    return np.where(nearest[connection] < 0, stitched.primary, nearest[connection])
+
+
+def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
+    """Address and port of the connection's orig or resp, as these flows have them."""
+    is_orig = _array(stitched.flipped[flow] == (side == "resp"))
+    ip, port = (
+        pc.if_else(is_orig, _of_flows(stitched, f"orig_{what}", flow), _of_flows(stitched, f"resp_{what}", flow))
+        for what in ("ip", "port")
+    )
+    return ip, port
+
+
+def _path(stitched: Stitched, sent: int, roots: Integers) -> Any:
+    """For each connection the names of its points, in the order of its path."""
+    places = zip(*(stitched.flows[name].to_pylist() for name in _PLACE), strict=True)
+    numbers: dict[tuple[Any, ...], int] = {}
+    index = np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
+    names = pa.array(["/".join(part for part in place if part) for place in numbers], pa.string())
+    position = stitched.position[:, sent]
+    rank = np.full(len(position), len(roots))
+    rank[roots] = np.arange(len(roots))
+    order = np.lexsort((position, rank[stitched.connection]))
+    order = order[position[order] < NOWHERE]
+    counts = np.bincount(rank[stitched.connection[order]], minlength=len(roots))
+    return _lists(counts, names.take(_array(index[order])))
+
+
+def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
+    return {f"{prefix}_{name}": _names(stitched, name, flow) for name in ("flow_uid", *_PLACE)}
+
+
+def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:
+    return stitched.flows[name].combine_chunks().take(_array(flow))
+
+
+def _names(stitched: Stitched, name: str, flow: Integers) -> Any:
+    """A column of flows as a dictionary, null where `flow` is -1."""
+    words: Any = _typed(stitched.flows[name], NAME)
+    return words.take(pa.array(np.maximum(flow, 0), mask=flow < 0))
+
+
+def _senders(way: Integers) -> Any:
+    return columns.names((way & 1).astype(np.int32), ["resp", "orig"])
+
+
+def _or_null(position: Integers) -> Any:
+    return pa.array(position.astype(np.int32), mask=position >= NOWHERE)
+
+
+def _lists(counts: Integers, values: Any) -> Any:
+    """Lists that follow each other in `values`."""
+    return pa.ListArray.from_arrays(_array(np.append(0, np.cumsum(counts)).astype(np.int32)), values)
+
+
+def _array(values: npt.NDArray[Any]) -> Any:
+    return pa.array(values)
+
+
+def _table(name: str, values: dict[str, Any]) -> pa.Table:
+    """The columns in the order of the schema, but for those of identities."""
+    schema = pa.schema([field for field in TABLES[name].schema if name != CONNECTIONS.name or field.name in values])
+    return pa.table([_typed(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def _typed(values: Any, type_: pa.DataType) -> Any:
+    column: Any = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if type_ == NAME and not isinstance(column, pa.DictionaryArray):
+        column = column.cast(pa.string()).dictionary_encode()
+    return column if column.type == type_ else column.cast(type_)

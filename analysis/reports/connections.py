@@ -1,9 +1,10 @@
 """Every connection once, although it was seen at several observation points.
 
 A capture of all interfaces of a node shows one connection at the pod's interface, the bridge and the overlay device,
-and the other node shows it again; each is a flow. Adding them up would tell three times what happened. The derived tables say
-which flows are one connection, and which of them counts. In a lake that has none (yet), flows of one Community ID at
-different points that overlap in time are taken as one connection, and each figure from the flow that knows it best:
+and the other node shows it again; each is a flow. Adding them up would tell three times what happened. The derived
+tables say which flows are one connection, and which of them counts. In a lake that has none (yet), flows of one
+Community ID at different points that overlap in time are taken as one connection, and each figure from the flow that
+knows it best:
 
 - traffic, outcome and handshake from the flow that began first, the point nearest to orig; but not where packets went
   past that point: orig acknowledges what was not seen, or another point saw twice as many TCP segments of orig (a

@@ -37,7 +37,9 @@ def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
     del by, points
     keys = ", ".join(f"{end}_{part}" for end in ENDS for part in PLACE)
     lost = ", ".join(
-        f"{prefix}_{part} AS {end}_{part}" for end, prefix in zip(ENDS, ("after", "before"), strict=True) for part in PLACE
+        f"{prefix}_{part} AS {end}_{part}"
+        for end, prefix in zip(ENDS, ("after", "before"), strict=True)
+        for part in PLACE
     )
     same = " AND ".join(f"h.{key} IS NOT DISTINCT FROM l.{key}" for key in keys.split(", "))
     either = ", ".join(f"coalesce(h.{key}, l.{key}) AS {key}" for key in keys.split(", "))

@@ -93,5 +93,6 @@ def _sender(sender: str, peer: str) -> str:
     parts = ", ".join(
         f"{side}_{part} AS {role}_{part}" for role, side in zip(SIDES, (sender, peer), strict=True) for part in PARTS
     )
-    return f"""SELECT flow_uid, CASE WHEN is_reversed THEN '{peer}' ELSE '{sender}' END AS sender, {parts}, {sender}_tcp_segments AS sent
+    told = f"CASE WHEN is_reversed THEN '{peer}' ELSE '{sender}' END"
+    return f"""SELECT flow_uid, {told} AS sender, {parts}, {sender}_tcp_segments AS sent
         FROM sided WHERE protocol = 'TCP' AND counts_{sender}"""
