@@ -101,6 +101,8 @@ def derive(root: Path, tables: Mapping[str, pa.Table]) -> None:
     """Replaces the derived tables by these, which were made of the facts that the lake has now."""
     records = read_records(root)
     facts = _facts(records)
+    if not tables and len(facts) == len(records):
+        return
     batch = Batch(root, f"derived-{xxhash.xxh3_64_hexdigest(''.join(facts).encode())}")
     batch.record.derived_from = facts
     batch.record.replaces = [record.batch for record in records if record.derived_from]
