@@ -1,8 +1,8 @@
 """Where packets were lost: between the last point that saw what was sent again, and the first that did not.
 
 An event is a retransmission as its sender's nearest point tells it. The send before it was seen at a point if the first
-byte came there in between. Points that only some packets of a way went past say nothing: a hop that is never seen is no
-loss. A point that missed what a later one saw has lost it in capturing.
+byte came there in between; the last send of all, if it came there at all. Points that only some packets of a way went
+past say nothing: a hop that is never seen is no loss. A point that missed what a later one saw lost it in capturing.
 """
 
 from __future__ import annotations
@@ -105,11 +105,13 @@ def losses(
     packets: Iterable[Records],
     facts: Records,
     flow_ways: npt.NDArray[np.int32],
+    last_seen: Integers,
 ) -> npt.NDArray[np.int32]:
-    """For each event the flow at the last point that saw the send before it, and at the next point; -1: none.
+    """For each event, what became of the send before it, and of its own if it was the last: four flows, -1 for none.
 
-    `packets`: PACKET_ROW with corrected times; `flow_ways[f, s]`: the index into `ways` of what orig (s = 1) or resp of
-    flow f sends, -1: nothing to look for.
+    Each two are the flows at the last point that saw it, and at the next one. `packets`: PACKET_ROW with corrected
+    times; `flow_ways[f, s]`: the index into `ways` of what orig (s = 1) or resp of flow f sends, -1: nothing to look
+    for; `last_seen`: of each flow, corrected.
     """
     ways["first_point"] = np.searchsorted(points["way"], ways["way"])
     ways["last_point"] = np.searchsorted(points["way"], ways["way"], side="right")
@@ -117,8 +119,8 @@ def losses(
     found = np.concatenate([np.empty(0, SEND), *sends])
     found = found[np.argsort(found["event"], kind="stable")]
     starts = np.searchsorted(found["event"], np.arange(len(events) + 1))
-    located = np.empty((len(events), 2), np.int32)
-    kernels.locate(events, ways, points, found, starts, located)
+    located = np.empty((len(events), 4), np.int32)
+    kernels.locate(events, ways, points, last_seen, found, starts, located)
     return located
 
 

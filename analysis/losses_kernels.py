@@ -10,7 +10,7 @@ from analysis.layout import FIN, SYN
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-NEVER = np.int64(-(1 << 62))
+NEVER, FOREVER = np.int64(-(1 << 62)), np.int64(1 << 62)
 
 
 @inner
@@ -18,7 +18,7 @@ def first_from(events, begin, end, relative):
     """The first of events[begin:end] whose `relative` is not below."""
     while begin < end:
         middle = (begin + end) // 2
-        if events[middle].relative < relative:
+        if events[middle]["relative"] < relative:
             begin = middle + 1
         else:
             end = middle
@@ -35,65 +35,81 @@ def find(rows, flows, flow_ways, ways, events, sends):
     count = 0
     for i in range(len(rows)):
         row = rows[i]
-        if row.flow < 0:
+        if row["flow"] < 0:
             continue
-        flow = flows[row.flow]
-        sender = np.int64(row.src == flow.orig and row.src_port == flow.orig_port)
-        number = flow_ways[row.flow, sender]
+        flow = flows[row["flow"]]
+        sender = np.int64(row["src"] == flow["orig"] and row["src_port"] == flow["orig_port"])
+        number = flow_ways[row["flow"], sender]
         if number < 0:
             continue
-        length = np.int64(row.payload_length)
-        if row.tcp_flags & (SYN | FIN):
+        length = np.int64(row["payload_length"])
+        if row["tcp_flags"] & (SYN | FIN):
             length += 1
         way = ways[number]
-        relative = (np.int64(row.tcp_seq) - way.base) & 0xFFFFFFFF
-        at = first_from(events, way.begin, way.end, relative)
-        while at < way.end and events[at].relative < relative + length:
+        relative = (np.int64(row["tcp_seq"]) - way["base"]) & 0xFFFFFFFF
+        at = first_from(events, way["begin"], way["end"], relative)
+        while at < way["end"] and events[at]["relative"] < relative + length:
             if count == len(sends):
                 return -1
             send = sends[count]
-            send.event = at
-            send.flow = row.flow
-            send.ts = row.ts
+            send["event"] = at
+            send["flow"] = row["flow"]
+            send["ts"] = row["ts"]
             count += 1
             at += 1
     return count
 
 
-@kernel
-def locate(events, ways, points, sends, starts, found):
-    """Writes for each event the last point of its way that saw the send before it, and the next one, into found[e].
+@inner
+def came_at(sends, begin, end, flow, since, until):
+    """How many of sends[begin:end] a flow saw in that time."""
+    count = 0
+    for k in range(begin, end):
+        count += sends[k]["flow"] == flow and since <= sends[k]["ts"] < until
+    return count
 
-    points: STEP, those of a way in the order of its path; sends[starts[e] : starts[e + 1]]: SENDs of event e. A
-    flow of -1: none there. A point saw the send before the event if the byte came there after that send and before the
-    event, or if it came there as often as it was sent (late, so that it was sent again for nothing).
+
+@kernel
+def locate(events, ways, points, last_seen, sends, starts, found):
+    """Writes what became of the send before each event into found[e, :2], and of the event's own into found[e, 2:].
+
+    That is the last point of the way that saw it, and the next one; -1: none there. An event's own send is told if no
+    other followed it, else both are -1. points: STEP, those of a way in the order of its path; last_seen: time of each
+    flow's last packet; sends[starts[e] : starts[e + 1]]: SENDs of event e. A point saw a send if the byte came there
+    after it and before the next one, or as often as it was sent until then: late, and sent again for nothing.
     """
     for e in range(len(events)):
         event = events[e]
-        way = ways[event.way]
-        next_send = np.int64(1) << 62
-        sent = 0
-        for k in range(starts[e], starts[e + 1]):
-            if sends[k].flow == way.flow:
-                if sends[k].ts > event.ts:
-                    next_send = min(next_send, sends[k].ts)
-                else:
-                    sent += 1
-        last, after, is_behind = -1, -1, False
-        for p in range(way.first_point, way.last_point):
-            point = points[p]
-            is_behind = is_behind or point.flow == way.flow
+        way = ways[event["way"]]
+        begin, end = starts[e], starts[e + 1]
+        next_send = FOREVER
+        for k in range(begin, end):
+            if sends[k]["flow"] == way["flow"] and sends[k]["ts"] > event["ts"]:
+                next_send = min(next_send, sends[k]["ts"])
+        found[e, :] = -1
+        if event["previous_ts"] == NEVER:
+            found[e, 1] = way["flow"]
+        sent = came_at(sends, begin, end, way["flow"], NEVER, next_send)
+        is_behind = False
+        for p in range(way["first_point"], way["last_point"]):
+            flow = points[p]["flow"]
+            if flow == way["flow"]:
+                is_behind = True
+                if event["previous_ts"] != NEVER:
+                    found[e, 0] = flow
+                found[e, 2] = flow
+                continue
             if not is_behind:
                 continue
-            came, between = 0, False
-            for k in range(starts[e], starts[e + 1]):
-                if sends[k].flow == point.flow:
-                    came += sends[k].ts < next_send
-                    between = between or event.previous_ts <= sends[k].ts < event.ts
-            if point.flow == way.flow or between or came >= sent:
-                last, after = point.flow, -1
-            elif after < 0:
-                after = point.flow
-        if event.previous_ts == NEVER:
-            last, after = -1, way.flow
-        found[e, 0], found[e, 1] = last, after
+            all_came = came_at(sends, begin, end, flow, NEVER, next_send) >= sent
+            if event["previous_ts"] != NEVER:
+                if all_came or came_at(sends, begin, end, flow, event["previous_ts"], event["ts"]):
+                    found[e, 0], found[e, 1] = flow, -1
+                elif found[e, 1] < 0:
+                    found[e, 1] = flow
+            if all_came or came_at(sends, begin, end, flow, event["ts"], next_send) or last_seen[flow] <= event["ts"]:
+                found[e, 2], found[e, 3] = flow, -1
+            elif found[e, 3] < 0:
+                found[e, 3] = flow
+        if next_send != FOREVER:
+            found[e, 2:] = -1

@@ -26,19 +26,19 @@ def count_before(seen, begin, end, flows, before):
     points = 0
     packet_begin = begin
     for i in range(begin, end):
-        if seen[i].packet != seen[packet_begin].packet:
+        if seen[i]["packet"] != seen[packet_begin]["packet"]:
             packet_begin = i
-        b = number(flows, points, seen[i].flow)
+        b = number(flows, points, seen[i]["flow"])
         if b < 0:
             if points == MOST_POINTS:
                 continue
             b = points
-            flows[b] = seen[i].flow
+            flows[b] = seen[i]["flow"]
             before[b, : points + 1] = 0
             before[: points + 1, b] = 0
             points += 1
         for k in range(packet_begin, i):
-            a = number(flows, points, seen[k].flow)
+            a = number(flows, points, seen[k]["flow"])
             if a >= 0:
                 before[a, b] += 1
     return points
@@ -58,7 +58,7 @@ def order(seen, steps):
     begin = 0
     while begin < len(seen):
         end = begin
-        while end < len(seen) and seen[end].way == seen[begin].way:
+        while end < len(seen) and seen[end]["way"] == seen[begin]["way"]:
             end += 1
         points = count_before(seen, begin, end, flows, before)
         left[:points] = True
@@ -73,9 +73,9 @@ def order(seen, steps):
                     if best < 0 or earlier < fewest:
                         best, fewest = b, earlier
             left[best] = False
-            steps[written].way = seen[begin].way
-            steps[written].flow = flows[best]
-            steps[written].position = position
+            steps[written]["way"] = seen[begin]["way"]
+            steps[written]["flow"] = flows[best]
+            steps[written]["position"] = position
             written += 1
         begin = end
     return written

@@ -53,7 +53,7 @@ Records: TypeAlias = npt.NDArray[Any]
 Submit: TypeAlias = Callable[..., Future[Any]]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
-OVERLAP_NS: Final = NANOSECONDS
+OVERLAP_NS: Final = NANOSECONDS // 50
 """Rotated files of one capture may overlap by this much, and by half of the earlier one; other files that overlap were
 captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)

@@ -365,9 +365,10 @@ HOPS: Final = Table(
 
 LOSSES: Final = Table(
     "losses",
-    "one retransmission, as the sender's nearest point tells it, and what became of the packet before it",
+    "one send of a TCP range that was sent more than once: each that was followed by a retransmission, as the sender's nearest point tells it, and the last if it was lost",
     (
-        Column("ts", TIME, "when it was sent again, as retransmits.ts"),
+        Column("ts", TIME, "when it was sent again, as retransmits.ts; of the last send, when that was"),
+        Column("resent", pa.bool_(), "it was sent again; false: it was the last send, a retransmission that was lost and was not needed"),
         Column("connection_uid", NAME, "the connection"),
         Column("flow_uid", NAME, "the flow of the retransmission"),
         Column("sender", NAME, "orig or resp of the connection: who sent it"),

@@ -33,36 +33,36 @@ def sample(rows, first_row, flows, sightings):
     count = 0
     for i in range(len(rows)):
         row = rows[i]
-        if row.flow < 0:
+        if row["flow"] < 0:
             continue
-        flow = flows[row.flow]
-        sender = np.uint8(row.src == flow.orig and row.src_port == flow.orig_port)
+        flow = flows[row["flow"]]
+        sender = np.uint8(row["src"] == flow["orig"] and row["src_port"] == flow["orig_port"])
         decisive = np.uint8(1)
-        if flow.protocol == TCP:
-            mark = np.int64(row.tcp_flags & (SYN | FIN | RST)) | ((row.payload_length > 0) << 16)
-            key = mixed(mixed(row.tcp_seq, row.tcp_ack), mixed(row.tcp_tsval, mark))
-            if row.tcp_flags & SYN:
-                if row.tcp_flags & ACK:
-                    flow.resp_syn = row.tcp_seq
+        if flow["protocol"] == TCP:
+            mark = np.int64(row["tcp_flags"] & (SYN | FIN | RST)) | ((row["payload_length"] > 0) << 16)
+            key = mixed(mixed(row["tcp_seq"], row["tcp_ack"]), mixed(row["tcp_tsval"], mark))
+            if row["tcp_flags"] & SYN:
+                if row["tcp_flags"] & ACK:
+                    flow["resp_syn"] = row["tcp_seq"]
                 else:
-                    flow.orig_syn = row.tcp_seq
-                    decisive = np.uint8(row.tcp_tsval != 0)
-            elif key & np.uint64(flow.mask):
+                    flow["orig_syn"] = row["tcp_seq"]
+                    decisive = np.uint8(row["tcp_tsval"] != 0)
+            elif key & np.uint64(flow["mask"]):
                 continue
-        elif flow.protocol == UDP and row.ip_id != 0:
-            key = mixed(mixed(row.ip_id, row.payload_length), 1)
+        elif flow["protocol"] == UDP and row["ip_id"] != 0:
+            key = mixed(mixed(row["ip_id"], row["payload_length"]), 1)
             decisive = np.uint8(0)
-            if key & np.uint64(flow.mask):
+            if key & np.uint64(flow["mask"]):
                 continue
         else:
             continue
         sighting = sightings[count]
-        sighting.key = key
-        sighting.ts = row.ts
-        sighting.row = first_row + i
-        sighting.flow = row.flow
-        sighting.sender = sender
-        sighting.decisive = decisive
+        sighting["key"] = key
+        sighting["ts"] = row["ts"]
+        sighting["row"] = first_row + i
+        sighting["flow"] = row["flow"]
+        sighting["sender"] = sender
+        sighting["decisive"] = decisive
         count += 1
     return count
 

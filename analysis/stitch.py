@@ -67,7 +67,7 @@ class Stitched:
     event_ways: Records
     """EVENT_WAY of each event: by which way, and which flow tells it."""
     located: npt.NDArray[np.int32]
-    """For each event the flow at the last point that saw the send before it, and at the next point; -1: none."""
+    """For each event what became of the send before it, and of its own if it was the last: as losses.losses()."""
 
 
 def stitch(lake: Lake) -> Stitched:
@@ -93,7 +93,8 @@ def stitch(lake: Lake) -> Stitched:
     events, ways, flow_ways = _events(retransmits, facts, connection, flipped, sender_flow, offsets)
     points = points_passed(seen, steps, facts["mask"])
     packets = _corrected_packets(files, facts, addresses, offsets) if len(events) else ()
-    located = losses(events, ways, points, packets, facts, flow_ways)
+    last_seen = corrected(facts["last_seen"], node, offsets)
+    located = losses(events, ways, points, packets, facts, flow_ways, last_seen)
     primary = _primary_flows(flows, facts, connection, flipped, position)
     return Stitched(
         flows,

@@ -89,11 +89,11 @@ def _connection_flows(stitched: Stitched) -> pa.Table:
 
 def _hops(stitched: Stitched) -> pa.Table:
     """Hops that packets were seen to take, and those that they were lost on."""
-    seen, located = stitched.hops, stitched.located.astype(np.int64)
-    lost = np.flatnonzero((located >= 0).all(axis=1))
+    seen = stitched.hops
+    lost, last, after = _lost(stitched)
     segments = stitched.retransmits["tcp_segments"].to_numpy()[stitched.events["row"][lost]]
     way = np.append(seen["way"], stitched.event_ways["way"][lost])
-    one, other = np.append(seen["flow"], located[lost, 0]), np.append(seen["next_flow"], located[lost, 1])
+    one, other = np.append(seen["flow"], last), np.append(seen["next_flow"], after)
     is_packet = np.arange(len(way)) < len(seen)
     order = np.lexsort((~is_packet, other, one, way))
     way, one, other, is_packet = way[order], one[order], other[order], is_packet[order]
@@ -123,12 +123,18 @@ def _hops(stitched: Stitched) -> pa.Table:
 
 
 def _losses(stitched: Stitched) -> pa.Table:
-    order = np.argsort(stitched.events["row"], kind="stable")
-    ways = stitched.event_ways[order]
-    last, after = stitched.located[order].astype(np.int64).T
-    told = stitched.retransmits.take(_array(stitched.events["row"][order]))
+    located = stitched.located.astype(np.int64)
+    never_again = np.flatnonzero((located[:, 2:] >= 0).all(axis=1))
+    event = np.append(np.arange(len(located)), never_again)
+    last, after = np.concatenate([located[:, :2], located[never_again, 2:]]).T
+    resent = np.arange(len(event)) < len(located)
+    order = np.lexsort((resent, stitched.events["row"][event]))
+    event, last, after, resent = event[order], last[order], after[order], resent[order]
+    ways = stitched.event_ways[event]
+    told = stitched.retransmits.take(_array(stitched.events["row"][event]))
     values = {
         "ts": told["ts"],
+        "resent": resent,
         "connection_uid": _names(stitched, "flow_uid", stitched.primary[ways["flow"]]),
         "flow_uid": told["flow_uid"],
         "sender": _senders(ways["way"]),
@@ -139,6 +145,14 @@ def _losses(stitched: Stitched) -> pa.Table:
         **_point(stitched, "before", after),
     }
     return _table("losses", values)
+
+
+def _lost(stitched: Stitched) -> tuple[Integers, Integers, Integers]:
+    """(event, flow, next flow) of all sends that were lost between two points."""
+    sends = [stitched.located[:, :2].astype(np.int64), stitched.located[:, 2:].astype(np.int64)]
+    event = [np.flatnonzero((each >= 0).all(axis=1)) for each in sends]
+    last, after = np.concatenate([each[at] for each, at in zip(sends, event, strict=True)]).T
+    return np.concatenate(event), last, after
 
 
 def _clocks(stitched: Stitched) -> pa.Table:
