@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "enrich": ("analysis.cli:enrich", "Add names from cluster metadata to a lake."),
     "report": ("analysis.cli:report", "Ask a lake for flows, retransmits or dns."),
     "agent": ("capture.cli:agent", "Record this machine's packets; list, freeze and send what it recorded."),
+    "doctor": ("capture.doctor:doctor", "Say whether this node is recorded, how far back, and what is missing."),
     "schema": ("analysis.cli:schema", "Show the tables and what their columns mean."),
 }
 INTERRUPTED: Final = 130
