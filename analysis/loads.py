@@ -1,4 +1,4 @@
-"""Numbers as kernels read them out of bytes: one look at the array's bounds, not one a byte.
+"""Numbers as kernels read them out of packets and write them into Parquet, and hints what they need soon.
 
 Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
 """
@@ -17,8 +17,16 @@ from numba.extending import intrinsic
 from analysis.layout import CACHE_LINE
 
 
+def check_bounds(context, builder, array, at, width):
+    """Code that raises IndexError unless `width` bytes from `at` on are in the array."""
+    last = builder.sub(builder.extract_value(array.shape, 0), ir.Constant(at.type, width))
+    outside = builder.or_(builder.icmp_signed("<", at, ir.Constant(at.type, 0)), builder.icmp_signed(">", at, last))
+    with builder.if_then(outside, likely=False):
+        context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
+
+
 def load_of(width, type_, order):
-    """A kernel's read of `width` bytes in this byte order ("big" is the network's)."""
+    """A kernel's read of `width` bytes in this byte order ("big" is the network's): one look at the array's bounds."""
 
     @intrinsic
     def load(context, data, at):
@@ -28,12 +36,7 @@ def load_of(width, type_, order):
         def write_code(context, builder, signature, arguments):
             array = context.make_array(signature.args[0])(context, builder, arguments[0])
             at = context.cast(builder, arguments[1], signature.args[1], types.int64)
-            last = builder.sub(builder.extract_value(array.shape, 0), ir.Constant(at.type, width))
-            outside = builder.or_(
-                builder.icmp_signed("<", at, ir.Constant(at.type, 0)), builder.icmp_signed(">", at, last)
-            )
-            with builder.if_then(outside, likely=False):
-                context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
+            check_bounds(context, builder, array, at, width)
             pointer = builder.bitcast(builder.gep(array.data, [at]), ir.IntType(8 * width).as_pointer())
             value = builder.load(pointer, align=1)
             if sys.byteorder != order:
@@ -55,6 +58,41 @@ be32 = load_of(4, types.int64, "big")
 be64 = load_of(8, types.uint64, "big")
 le16 = load_of(2, types.int64, "little")
 le32 = load_of(4, types.int64, "little")
+
+
+def little_endian_store(width):
+    """A kernel's write of the lowest `width` bytes of a number, lowest byte first; as load_of()."""
+
+    @intrinsic
+    def store(context, data, at, value):
+        if not (isinstance(data, types.Array) and data.dtype == types.uint8 and data.layout == "C"):
+            return None
+
+        def write_code(context, builder, signature, arguments):
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            at = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            value = context.cast(builder, arguments[2], signature.args[2], types.uint64)
+            check_bounds(context, builder, array, at, width)
+            kind = ir.IntType(8 * width)
+            value = value if width == 8 else builder.trunc(value, kind)
+            if sys.byteorder == "big":
+                value = builder.bswap(value)
+            builder.store(value, builder.bitcast(builder.gep(array.data, [at]), kind.as_pointer()), align=1)
+            return context.get_dummy_value()
+
+        return signature(types.none, data, at, value), write_code
+
+    def store_in_python(data, at, value):
+        if not 0 <= at <= len(data) - width:
+            raise IndexError("index is out of bounds")
+        low = int(value) & ((1 << 8 * width) - 1)
+        data[at : at + width] = np.frombuffer(low.to_bytes(width, "little"), np.uint8)
+
+    return store_in_python if numba.config.DISABLE_JIT else store
+
+
+put32 = little_endian_store(4)
+put64 = little_endian_store(8)
 
 
 def prefetch_of(all_lines):
