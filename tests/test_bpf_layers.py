@@ -208,33 +208,41 @@ STRANGERS = tuple(f"10.{number}.{number * 7 % 256}.1" for number in range(2, 120
 """No two share a prefix."""
 
 
-def between(first: str, second: str) -> dict[str, Packet]:
+NEAR = ("10.1.2.0", "10.1.2.2", "10.1.2.4", "10.1.1.3", "10.1.3.3", "10.2.14.2", "0.0.0.0", "255.255.255.255")
+NEAR += ("fd00:1::", "fd00:1::5a", "fd00:1:0:1::1", "fd00:1::1:0:1", "fd01:1::1", "fd00:2::9a:2", "::")
+
+
+def between(first: str, second: str) -> list[bytes]:
     ip: Any = IPv6 if ":" in first else IP
     inner = ip(src=first, dst=second) / tcp()
     vxlan = E / IP(src="192.168.0.1", dst="192.168.0.2") / UDP(sport=40000, dport=4789) / VXLAN(vni=7) / E
-    packets = {"plain": E / inner, "vxlan": vxlan / inner, "vlan": E / Dot1Q(vlan=3) / Dot1Q(vlan=4) / inner}
+    packets = [E / inner, vxlan / inner, E / Dot1Q(vlan=3) / Dot1Q(vlan=4) / inner]
     if ip is IP:
-        packets |= {"arp": E / ARP(psrc=first, pdst=second), "arp in vxlan": vxlan / ARP(psrc=first, pdst=second)}
-    return packets
+        packets += [E / ARP(psrc=first, pdst=second), vxlan / ARP(psrc=first, pdst=second)]
+    return [bytes(packet) for packet in packets]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[tuple[str, bytes]]:
+    """Frames from and to addresses of pods, and others that nearly are."""
+    addresses = {*NEIGHBOURS[::5], *STRANGERS[::7], NEIGHBOURS[0], STRANGERS[-1], *NEAR}
+    found = []
+    for address in sorted(addresses):
+        other = "198.51.100.1" if "." in address else "2001:db8::1"
+        found += [(address, frame) for frame in between(address, other) + between(other, address)]
+    return found
 
 
 @pytest.mark.parametrize("device", ["wire", "any"])
 @pytest.mark.parametrize("pods", [NEIGHBOURS, STRANGERS, NEIGHBOURS + STRANGERS, NEIGHBOURS[:1], STRANGERS[-1:], ()])
 def test_the_scope_is_these_pods_inside_the_overlay_too(
-    wire: Wire, device: str, pods: tuple[str, ...], tmp_path: Path
+    wire: Wire, device: str, conversations: list[tuple[str, bytes]], pods: tuple[str, ...], tmp_path: Path
 ) -> None:
-    near = ("10.1.2.0", "10.1.2.2", "10.1.2.4", "10.1.1.3", "10.1.3.3", "10.2.14.2", "0.0.0.0", "255.255.255.255")
-    near += ("fd00:1::", "fd00:1::5a", "fd00:1:0:1::1", "fd00:1::1:0:1", "fd01:1::1", "fd00:2::9a:2", "::")
-    pairs = [
-        (pod, "198.51.100.1" if "." in pod else "2001:db8::1") for pod in {*NEIGHBOURS[::5], *STRANGERS[::7], *near}
-    ]
-    packets = [(pair, packet) for pair in pairs for packet in between(*pair).values()]
-    packets += [((second, first), packet) for first, second in pairs for packet in between(second, first).values()]
-    expected = [bytes(packet) for pair, packet in packets if set(pair) & set(pods)]
+    expected = [frame for address, frame in conversations if address in pods]
     scope = Scope(1, pods)
     wanted = Wanted(headers_only=False)
     with wire.sniffing(lambda handle: program(handle, wanted, scope=scope), device) as sniffer:
-        wire.send([bytes(packet) for _, packet in packets])
+        wire.send([frame for _, frame in conversations])
         found = read_all(sniffer, tmp_path / "x.pcap")
     if sniffer.link_type == LINUX_SLL2:
         strip = {frame[14:] if frame[12:14] != b"\x81\x00" else frame[18:] for frame in expected}
