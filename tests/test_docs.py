@@ -37,7 +37,7 @@ def sections(page: Path) -> dict[str, str]:
 COMMANDS = commands(podtap.main)
 
 
-@pytest.mark.parametrize("page", ["tables", "reports", "files"])
+@pytest.mark.parametrize("page", ["tables", "reports", "metrics", "files"])
 def test_a_page_made_from_the_code_equals_it(page: str) -> None:
     written_by_make_docs = runpy.run_path(str(ROOT / "docs" / f"{page}.py"))["markdown"]()
     assert (ROOT / "docs" / f"{page}.md").read_text() == written_by_make_docs, "run `make docs`"
