@@ -1,14 +1,15 @@
 """What to ask an API server next to know one kind of object at all times, and what its answers mean. No I/O.
 
-Rule 1. A listing comes first, page by page; a watch goes on from its resourceVersion. A listing counts once it is whole.
+Rule 1. A listing comes first, page by page, and counts once it is whole; a watch goes on from its resourceVersion.
 Rule 2. Whatever ends a watch, the next goes on from the last resourceVersion that an event or a bookmark told: nothing
-        is lost. Only where the server does not know that version any more (410), or went back behind it, or again and
-        again can't tell what comes after it, all is listed anew. What is missing then was deleted unseen.
-Rule 3. A watch is short (25 s). A server says what version it is at 2 s before the end, so silence is noticed in time.
-Rule 4. Each request since the server was last well doubles the time until the one after the next failure, from 1 to
-        30 s, less up to a quarter; counted from its start, so that waiting in vain is waiting too. Being well is a watch
-        that lasted 10 s. An end in good order is a failure too, if the watch did not last.
-Rule 5. While nothing can be seen, it is blind: since the last moment of which something is known. Gaps tell it.
+        is lost, it only comes late. Where the server does not know that version any more (410), went back behind it,
+        or can't tell again and again what comes after it, all is listed anew: that is a gap, and what is missing then
+        was deleted unseen.
+Rule 3. A watch is short (25 s). A server says which version it is at 2 s before the end, so silence is noticed in time.
+Rule 4. Each request since the server was last well doubles the time until the one after the next failure: from 1 to
+        30 s, less up to a quarter, from start to start, so that waiting in vain is waiting too. Being well is a watch
+        that lasted 10 s; an end in good order is a failure too, where the watch did not last.
+Rule 5. While nothing can be seen it is blind, since the last moment of which something is known.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from capture.connection import ApiError
-from capture.contract import JournalRecord
+from capture.contract import NANOSECONDS, JournalRecord
 
 Object = dict[str, Any]
 
@@ -27,6 +28,8 @@ PAGE: Final = 250
 """Objects a page: of pods some 2.5 MB, which take four times as much memory while they are read."""
 GONE: Final = 410
 NOT_FOUND: Final = 404
+BOOKMARK_EVERY_NS: Final = 60 * NANOSECONDS
+"""Between those that the journal keeps."""
 STUCK: Final = 3
 """Answers without sense in place of what follows a resourceVersion, until all is listed anew."""
 
@@ -130,8 +133,8 @@ class Reflector:
         """Of the present watch."""
         self._stuck = 0
         """Watches in a row that broke before they told anything."""
-        self._known_ns = now.time_ns
-        """The last moment of which something is known."""
+        self._known_ns = self._bookmark_ns = now.time_ns
+        """The last moment of which something is known; and the one at which that was last written down."""
         self._unseen_since_ns: int | None = None
         """What a watch tells now may have happened since then: it is what was missed."""
 
@@ -167,7 +170,7 @@ class Reflector:
         self.due = now.monotonic_s
         if isinstance(self._next, Probe):
             self._compare(version, now)
-            return []
+            return self._bookmark(now)
         if isinstance(self._next, ListPage) and not self._next.token:
             self._page, self._page_ns = {}, now.time_ns
         self._page.update((uid, known) for uid, known, _ in map(self._read, items))
@@ -176,23 +179,24 @@ class Reflector:
             return []
         return self._complete(version, now)
 
-    def opened(self, now: Moment) -> list[JournalRecord]:
+    def opened(self, now: Moment) -> None:
         """The server began to answer a watch."""
         self._opened_s, self._lines = now.monotonic_s, 0
         if self.blind_since_ns is not None:
             self._unseen_since_ns = self.blind_since_ns
-        return self._see(now)
+        self._see()
 
     def line(self, line: bytes, now: Moment) -> list[JournalRecord]:
         """A line of a watch. Raises ApiError where it is none, or tells of an error: then the watch is over."""
         kind, item = _event_parts(line)
         records = [] if kind == "BOOKMARK" else self._change(kind, item, now)
         self.resource_version = item["metadata"]["resourceVersion"]
-        if kind == "BOOKMARK":
-            self._unseen_since_ns = None
         self._lines += 1
         self._stuck = 0
         self._known_ns = now.time_ns
+        if kind == "BOOKMARK":
+            self._unseen_since_ns = None
+            records = self._bookmark(now)
         return records
 
     def ended(self, now: Moment) -> None:
@@ -209,7 +213,7 @@ class Reflector:
         """A request got no good answer, or not to its end."""
         if error.status is not None:
             self.is_absent = self._optional and error.status == NOT_FOUND and not self.was_listed
-        if not (error.silent or error.status == GONE or self.is_blind):
+        if not (error.silent or error.status == GONE or self.blind_since_ns is not None):
             self._known_ns = now.time_ns  # somebody was there until now; of a silent one nobody knows since when not
         self._lose_sight(str(error))
         if isinstance(self._next, Watch):
@@ -224,10 +228,9 @@ class Reflector:
                 self._next = ListPage(limit=0 if self._expired > 1 else PAGE)
         self._schedule(now, error.retry_after_s)
 
-    def lost_until(self, since_ns: int, reason: str) -> None:
-        """Nothing was seen since then, for a reason that is not the API server's."""
-        self.blind_since_ns = min(since_ns, self.blind_since_ns or since_ns)
-        self.blind_reason = reason
+    def was_blind(self, since_ns: int, reason: str) -> None:
+        """Before anything was asked: nothing was seen since then."""
+        self.blind_since_ns, self.blind_reason = since_ns, reason
 
     def _compare(self, version: str, now: Moment) -> None:
         """Rule 2: whether the server went back, restored from a backup: then it would be silent for ever."""
@@ -240,7 +243,8 @@ class Reflector:
 
     def _complete(self, version: str, now: Moment) -> list[JournalRecord]:
         unseen_ns = self._known_ns if self.blind_since_ns is None else self.blind_since_ns
-        records = self._see(now)
+        records = self.gap(now)
+        self._see()
         for uid in self.objects.keys() - self._page.keys():
             record = self._record("deleted", uid, self.objects[uid], now.time_ns)
             record.unseen_since_ns = unseen_ns
@@ -251,7 +255,7 @@ class Reflector:
         self._next = Watch(version)
         self._expired = self._stuck = 0
         self._unseen_since_ns = self._page_ns
-        self._known_ns = now.time_ns
+        self._known_ns = self._bookmark_ns = now.time_ns
         return records + self.listing(now)
 
     def _change(self, kind: str, item: Object, now: Moment) -> list[JournalRecord]:
@@ -269,10 +273,15 @@ class Reflector:
             record.type = "modified"
         return [record]
 
-    def _see(self, now: Moment) -> list[JournalRecord]:
-        records = self.gap(now)
+    def _bookmark(self, now: Moment) -> list[JournalRecord]:
+        """That all is known until now, if it was long since that was written down."""
+        if self.blind_since_ns is not None or now.time_ns - self._bookmark_ns < BOOKMARK_EVERY_NS:
+            return []
+        self._bookmark_ns = now.time_ns
+        return [JournalRecord("bookmark", now.time_ns, self.kind, resource_version=self.resource_version)]
+
+    def _see(self) -> None:
         self.blind_since_ns, self.blind_reason, self.is_absent = None, "", False
-        return records
 
     def _lose_sight(self, reason: str) -> None:
         if self.blind_since_ns is None:

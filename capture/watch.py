@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from capture import log
 from capture.connection import ApiError, Connection
 from capture.contract import JournalRecord
 from capture.prune import prune
-from capture.reflector import TIMING, ListPage, Moment, Reflector, Timing, Watch
+from capture.reflector import TIMING, ListPage, Moment, Reflector, Request, Timing, Watch
 
 _PATHS: Final = {
     "Pod": "/api/v1/pods",
@@ -30,8 +29,6 @@ _PATHS: Final = {
     "ServiceCIDR": "/apis/networking.k8s.io/v1/servicecidrs",
 }
 _OF_NO_NAMESPACE: Final = ("Node", "Namespace", "ServiceCIDR")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,9 @@ def follow(resource: Resource, reflector: Reflector, connection: Connection, sin
             _ask(resource, reflector, connection, sink, stop)
         except Exception as error:  # whatever it was, the kind is asked for again
             if not isinstance(error, ApiError):
-                _log.exception("following %s failed in a way that nobody thought of", resource.kind)
+                log.error(
+                    "following a kind failed in a way that nobody thought of", kind=resource.kind, error=repr(error)
+                )
                 error = ApiError(f"{type(error).__name__}: {error}")
             with sink.lock:
                 reflector.failed(error, moment())
@@ -95,40 +94,49 @@ def follow(resource: Resource, reflector: Reflector, connection: Connection, sin
 
 
 def _ask(resource: Resource, reflector: Reflector, connection: Connection, sink: Sink, stop: threading.Event) -> None:
-    tell = partial(_tell, sink)
     with sink.lock:
         request = reflector.start(moment())
     sink.asked(resource.kind, "watch" if isinstance(request, Watch) else "list")
-    if not isinstance(request, Watch):
-        query = dict(resource.selectors)
-        if not isinstance(request, ListPage):
-            query["limit"] = "1"
-        elif request.limit:
-            query["limit"] = str(request.limit)
-        if isinstance(request, ListPage) and request.token:
-            query["continue"] = request.token
-        answer = connection.get(resource.path, query)
-        tell(lambda: reflector.page(answer, moment()))
-        return
-    query = {
+    if isinstance(request, Watch):
+        with connection.stream(
+            resource.path, _watch_query(resource, request, reflector.timing), reflector.timing.silence
+        ) as lines:
+            with sink.lock:
+                reflector.opened(moment())
+            for line in lines:
+                with sink.lock:
+                    _tell(sink, reflector.line(line, moment()))
+                if stop.is_set():
+                    return
+        with sink.lock:
+            reflector.ended(moment())
+    else:
+        answer = connection.get(resource.path, list_query(resource, request))
+        with sink.lock:
+            _tell(sink, reflector.page(answer, moment()))
+
+
+def _watch_query(resource: Resource, request: Watch, timing: Timing) -> dict[str, str]:
+    return {
         **resource.selectors,
         "watch": "true",
         "allowWatchBookmarks": "true",
         "resourceVersion": request.resource_version,
-        "timeoutSeconds": f"{reflector.timing.watch:g}",
+        "timeoutSeconds": f"{timing.watch:g}",
     }
-    with connection.stream(resource.path, query, reflector.timing.silence) as lines:
-        tell(lambda: reflector.opened(moment()))
-        for line in lines:
-            if stop.is_set():
-                return
-            tell(partial(lambda line: reflector.line(line, moment()), line))
-    with sink.lock:
-        reflector.ended(moment())
 
 
-def _tell(sink: Sink, what: Callable[[], list[JournalRecord]]) -> None:
-    with sink.lock:
-        records = what()
-        if records:
-            sink.write(records)
+def list_query(resource: Resource, request: Request) -> dict[str, str]:
+    """What a listing is asked with."""
+    limit, token = (request.limit, request.token) if isinstance(request, ListPage) else (1, "")
+    query = dict(resource.selectors)
+    if limit:
+        query["limit"] = str(limit)
+    if token:
+        query["continue"] = token
+    return query
+
+
+def _tell(sink: Sink, records: list[JournalRecord]) -> None:
+    if records:
+        sink.write(records)
