@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -63,7 +64,7 @@ class PodScope:
             if member is not None and member.until_ns is None:
                 member.until_ns = record.observed_ns + GRACE_NS
             return
-        if pod.uid not in self._members and record.object["spec"].get("hostNetwork"):
+        if pod.uid not in self._members and _shares_addresses(record.object):
             # Whose packets are the pod's, and whose the node's, no filter on addresses can tell.
             log.warning("a pod in scope shares its node's addresses: it is not recorded", pod=pod.name)
         self._members[pod.uid] = _Member(pod)
@@ -94,10 +95,8 @@ class ScopeFile:
         self._path = path
         self._generation = 0
         self._written: list[ScopedPod] | None = None
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the first one, or none that we wrote
             self._generation = int(json.loads(path.read_bytes())["generation"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # the first one, or none that we wrote
 
     def update(self, pods: list[ScopedPod], now_ns: int) -> bool:
         """Writes if something changed; returns whether. Raises OSError."""
@@ -172,7 +171,11 @@ def keep_scope(
 def _scoped(pod: dict[str, Any]) -> ScopedPod:
     metadata, status = pod["metadata"], pod.get("status") or {}
     ips: tuple[str, ...] = ()
-    if not pod["spec"].get("hostNetwork"):
+    if not _shares_addresses(pod):
         shown = [each.get("ip") for each in status.get("podIPs") or []] or [status.get("podIP")]
         ips = tuple(ip for ip in shown if ip)
     return ScopedPod(metadata.get("namespace") or "", metadata["name"], metadata["uid"], ips)
+
+
+def _shares_addresses(pod: dict[str, Any]) -> bool:
+    return bool((pod.get("spec") or {}).get("hostNetwork"))

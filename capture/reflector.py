@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from capture.connection import ApiError
+from capture.connection import READ_S, ApiError
 from capture.contract import NANOSECONDS, JournalRecord
 
 Object = dict[str, Any]
@@ -49,6 +49,8 @@ class Timing:
     """After which the server shall end a watch."""
     silence: float = 28.0
     """After which a watch without any sign of life, or without an end, is given up."""
+    read: float = READ_S
+    """After which any other answer without a sign of life is given up."""
     first_delay: float = 1.0
     longest_delay: float = 30.0
     well: float = 10.0
@@ -318,7 +320,7 @@ def _list_parts(answer: Any) -> tuple[str, str, list[Any]]:
     """resourceVersion, continue token ('' on the last page) and items."""
     try:
         version, token = answer["metadata"]["resourceVersion"], answer["metadata"].get("continue") or ""
-        items = answer["items"] or []
+        items = [] if answer["items"] is None else answer["items"]
     except (AttributeError, KeyError, TypeError):
         raise ApiError("the answer is no list of objects") from None
     if not (isinstance(version, str) and isinstance(token, str) and isinstance(items, list)):

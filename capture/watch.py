@@ -111,7 +111,7 @@ def _ask(resource: Resource, reflector: Reflector, connection: Connection, sink:
         with sink.lock:
             reflector.ended(moment())
     else:
-        answer = connection.get(resource.path, list_query(resource, request))
+        answer = connection.get(resource.path, list_query(resource, request), reflector.timing.read)
         with sink.lock:
             _tell(sink, reflector.page(answer, moment()))
 
