@@ -96,12 +96,13 @@ KEEP: Final[dict[str, dict[str, Any]]] = {
 
 
 def prune(kind: str, item: Object) -> Object:
-    """The parts of an object of this kind that KEEP names, with its kind and apiVersion.
+    """The parts of an object of this kind that KEEP names, with its kind.
 
-    Parts of another shape than Kubernetes writes are left out, null stays: readers know both.
+    Without apiVersion, which items of lists lack and objects of watches have. Parts of another shape than Kubernetes
+    writes are left out, null stays: readers know both.
     """
     metadata = item.get("metadata")
-    kept = _kept(item, {"apiVersion": WHOLE, "metadata": _METADATA, **KEEP[kind]})
+    kept = _kept(item, {"metadata": _METADATA, **KEEP[kind]})
     annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
     if isinstance(annotations, dict) and kind in ("Node", "Pod"):
         announced = {key: value for key, value in annotations.items() if key.startswith(CNI_ANNOTATIONS)}

@@ -72,4 +72,5 @@ def _listed(resource: Resource, connection: Connection) -> Sequence[Any]:
             if error.status != GONE or attempt == _ATTEMPTS:
                 raise
             reflector.failed(error, moment())
-    return [json.loads(known.content) for known in reflector.objects.values()]
+    version = {"apiVersion": resource.api_version}
+    return [version | json.loads(known.content) for known in reflector.objects.values()]

@@ -50,6 +50,12 @@ class Resource:
         return cls(kind, path, {key: value for key, value in selectors.items() if value})
 
     @property
+    def api_version(self) -> str:
+        """As objects carry it."""
+        parts = self.path.split("/")
+        return parts[2] if parts[1] == "api" else f"{parts[2]}/{parts[3]}"
+
+    @property
     def is_optional(self) -> bool:
         """An API server need not serve all groups."""
         return self.path.startswith("/apis/")
