@@ -31,8 +31,8 @@ _EVENTS: Final = ("added", "modified", "deleted")
 class JournalLimits:
     """What the files may become, and take."""
 
-    file_bytes: int = 16 << 20
-    """A file that is larger is ended; so is one at each full hour."""
+    file_bytes: int = 64 << 20
+    """Uncompressed: a larger one is ended; so is each at the full hour."""
     quota_bytes: int = 2 << 30
     max_age_ns: int | None = None
 
@@ -89,14 +89,17 @@ class Journal:
 
     def tick(self, now: Moment) -> None:
         """What is to be done each second: flush, begin the next file, try a disk again, say what is wrong."""
+        old = None
         with self.lock:
             if now.monotonic_s >= self._retry_s:
                 if self._part is None:
                     self._begin(now)
                 elif self._part.size_bytes >= self._limits.file_bytes or now.time_ns // _HOUR_NS != self._hour:
-                    self._rotate(self._part, now)
+                    old = self._rotate(self._part, now)
             self._flush(now)
             self._tell_blindness(now)
+        if old is not None:
+            self._seal(old, now)
 
     def ready(self) -> list[str]:
         """Why it does not know everything now."""
@@ -107,15 +110,11 @@ class Journal:
     def close(self, now: Moment) -> None:
         """The end in good order."""
         with self.lock:
-            known_ns = self._known_ns(now)
             self._put([gap for each in self._reflectors for gap in each.gap(now)])
             self._put([JournalRecord("stopped", now.time_ns)])
-            if self._part is not None:
-                try:
-                    self._part.seal(known_ns)
-                except OSError as error:
-                    self._lose(error, now)
-            self._part = None
+            part, self._part = self._part, None
+        if part is not None:
+            self._seal(part, now)
 
     # Files
 
@@ -139,13 +138,17 @@ class Journal:
         self._part, self._lost_since_ns = part, None
         self._retain(now)
 
-    def _rotate(self, old: Part, now: Moment) -> None:
-        """The next file stands before the old one is ended: no moment is in neither."""
+    def _rotate(self, old: Part, now: Moment) -> Part | None:
+        """The next file stands before the old one is ended, which it returns: no moment is in neither."""
         try:
             self._part = self._open(now, [])
         except OSError as error:  # then the old one goes on
             self._count_error(error, now)
-            return
+            return None
+        return old
+
+    def _seal(self, old: Part, now: Moment) -> None:
+        """Compresses, which takes a moment: nobody needs to wait for it."""
         try:
             old.seal(self._known_ns(now))
         except OSError as error:

@@ -26,9 +26,10 @@ _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     "--root",
     metavar="DIR",
     type=click.Path(path_type=Path),
+    envvar="PODTAP_ROOT",
     default="/var/lib/podtap",
     show_default=True,
-    help="Folder of the recordings; the journal is below it.",
+    help="Folder of the recordings, the journal is below it; $PODTAP_ROOT.",
 )
 @click.option(
     "--name", metavar="WRITER", help="Of this journal, where several are kept.  [default: $POD_NAME, or the hostname]"

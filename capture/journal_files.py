@@ -1,7 +1,8 @@
 """One writer's folder of the journal: its files on disk, from `.part` to sealed to deleted.
 
-A `.part` can be read up to its last flush, also after a crash. Its time of modification says until when the journal
-knew everything: it is set at each flush, also where nothing was to be written.
+A `.part` is plain lines, so that it can be read at any time, also after a crash; a sealed file is compressed. A file's
+time of modification says until when the journal knew everything: it is set at each flush, also where nothing was to be
+written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from capture.contract import JOURNAL, JOURNAL_SUFFIX, PART, JournalRecord, parse
 from capture.errors import PodtapError
 
 PART_SUFFIX: Final = JOURNAL_SUFFIX.removesuffix(".zst") + PART
-_LEVEL: Final = 6
 _PIECE: Final = 1 << 20
 
 
@@ -58,43 +58,39 @@ class Part:
         self.path = path.with_name(path.name + PART_SUFFIX)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = self.path.open("xb", buffering=0)
-        self._stream = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
+        self._waiting = bytearray()
         self.size_bytes = 0
         """On disk."""
-        self._is_flushed = True
 
     def write(self, records: Iterable[JournalRecord]) -> None:
-        """Keeps them, at the latest at the next flush."""
+        """Keeps them: on disk at the next flush."""
         for record in records:
-            self._put(self._stream.compress(to_json(record)))
-            self._is_flushed = False
+            self._waiting += to_json(record)
+            if len(self._waiting) >= _PIECE:
+                self._put()
 
     def flush(self, known_ns: int, sync: bool = False) -> None:
         """Whatever was written can be read now; with `sync`, also after a power failure. `known_ns`: all is known."""
-        if not self._is_flushed:
-            self._put(self._stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-            self._is_flushed = True
+        self._put()
         if sync:
             os.fdatasync(self._file.fileno())
         os.utime(self._file.fileno(), ns=(known_ns, known_ns))
 
-    def seal(self, known_ns: int) -> Path:
-        """Ends it; returns the name that it has now."""
-        self._put(self._stream.flush())
-        os.utime(self._file.fileno(), ns=(known_ns, known_ns))
-        os.fsync(self._file.fileno())
+    def seal(self, known_ns: int) -> Path | None:
+        """Ends it; returns the file that is there now, None if there was nothing to keep."""
+        self.flush(known_ns)
         self._file.close()
-        return _commit(self.path)
+        return _seal(self.path)
 
     def abandon(self) -> None:
         """Leaves it as it is: salvage() makes a whole file of it."""
         self._file.close()
 
-    def _put(self, data: bytes) -> None:
-        while data:
-            written = self._file.write(data) or 0
+    def _put(self) -> None:
+        while self._waiting:
+            written = self._file.write(self._waiting) or 0
             self.size_bytes += written
-            data = data[written:]
+            del self._waiting[:written]
 
 
 class JournalFiles:
@@ -129,12 +125,12 @@ class JournalFiles:
         return max((path.stat().st_mtime_ns for path in self._all()), default=None)
 
     def salvage(self) -> list[Path]:
-        """Makes sealed files of all that were left behind, up to the last whole line; OSError if it can't.
+        """Makes sealed files of all that were left behind, up to the last whole line; raises OSError.
 
-        One in which nothing can be read is removed, it is as good as none.
+        One without a whole line is removed.
         """
         parts = [path for path in self._all() if path.name.endswith(PART_SUFFIX)]
-        return [made for path in parts if (made := _salvaged(path))]
+        return [made for path in parts if (made := _seal(path))]
 
     def sealed(self) -> list[JournalFile]:
         """All that are whole, by time."""
@@ -163,21 +159,20 @@ def _stem_of(path: Path) -> tuple[int, int]:
     return parse_stem(path.name) or (0, 0)
 
 
-def _salvaged(part: Path) -> Path | None:
-    """A sealed file in place of a `.part`: as long as one of the two is not whole, the other is."""
+def _seal(part: Path) -> Path | None:
+    """A compressed file in place of a `.part`, up to the last whole line: until one is whole, the other is."""
     known_ns = part.stat().st_mtime_ns
-    made = part.with_name(f".{part.name}.salvaged")
+    sealed = part.with_name(part.name.removesuffix(PART_SUFFIX) + JOURNAL_SUFFIX)
+    made = part.with_name(f".{sealed.name}")
     size = 0
     with made.open("wb") as file:
-        stream = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
-        for lines in _whole_lines(part):
-            size += len(lines)
-            file.write(stream.compress(lines))
-        file.write(stream.flush())
+        with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as compressed:
+            for lines in _whole_lines(part):
+                size += len(lines)
+                compressed.write(lines)
         file.flush()
         os.utime(file.fileno(), ns=(known_ns, known_ns))
         os.fsync(file.fileno())
-    sealed = _sealed_name(part)
     if size:
         made.rename(sealed)
     else:
@@ -188,34 +183,14 @@ def _salvaged(part: Path) -> Path | None:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """What can be read of a file that was cut anywhere."""
     with path.open("rb") as file:
-        reader = zstandard.ZstdDecompressor().stream_reader(file)
         rest = b""
-        while piece := _next_piece(reader):
+        while piece := file.read(_PIECE):
             end = piece.rfind(b"\n") + 1
             if end:
                 yield rest + piece[:end]
                 rest = b""
             rest += piece[end:]
-
-
-def _next_piece(reader: zstandard.ZstdDecompressionReader) -> bytes:
-    try:
-        return reader.read1(_PIECE)
-    except zstandard.ZstdError:
-        return b""  # what came before is sound
-
-
-def _commit(part: Path) -> Path:
-    sealed = _sealed_name(part)
-    part.rename(sealed)
-    _sync_folder(part.parent)
-    return sealed
-
-
-def _sealed_name(part: Path) -> Path:
-    return part.with_name(part.name.removesuffix(PART_SUFFIX) + JOURNAL_SUFFIX)
 
 
 def _sync_folder(folder: Path) -> None:

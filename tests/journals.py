@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,16 +20,14 @@ def files_of(root: Path) -> list[Path]:
 
 
 def read(path: Path) -> list[Record]:
-    """Up to where the file was flushed."""
+    """Up to the last whole line."""
     return list(_records(path.read_bytes()))
 
 
 def _records(data: bytes) -> Iterator[Record]:
-    reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data))
-    content = b""
-    while piece := reader.read1(1 << 20):
-        content += piece
-    for line in content.split(b"\n")[:-1]:
+    if data.startswith(zstandard.FRAME_HEADER):
+        data = b"".join(zstandard.ZstdDecompressor().read_to_iter(data))
+    for line in data.split(b"\n")[:-1]:
         yield json.loads(line)
 
 
