@@ -163,7 +163,7 @@ def _seal(part: Path) -> Path | None:
     """A compressed file in place of a `.part`, up to the last whole line: until one is whole, the other is."""
     known_ns = part.stat().st_mtime_ns
     sealed = part.with_name(part.name.removesuffix(PART_SUFFIX) + JOURNAL_SUFFIX)
-    made = part.with_name(f".{sealed.name}")
+    made = part.with_name(f".{part.name}.sealing")
     size = 0
     with made.open("wb") as file:
         with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as compressed:

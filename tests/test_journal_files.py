@@ -116,7 +116,7 @@ def test_a_crash_while_a_file_is_sealed_loses_nothing(tmp_path: Path) -> None:
     part.write(records(5))
     part.flush(NOW)
     part.abandon()
-    begun = part.path.with_name(".1772373780000000000-000001.jsonl.zst")
+    begun = part.path.with_name(f".{part.path.name}.sealing")
     begun.write_bytes(b"half a file")
     [made] = files.salvage()
     assert len(read(made)) == 5
