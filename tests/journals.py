@@ -16,7 +16,8 @@ State = dict[str, dict[str, Any]]
 
 def files_of(root: Path) -> list[Path]:
     """Of all writers, in the order of their times."""
-    return sorted((root / "_journal").glob("*/*/*.jsonl*"), key=lambda path: path.name)
+    found = (path for suffix in (".zst", ".part") for path in (root / "_journal").glob(f"*/*/[0-9]*.jsonl{suffix}"))
+    return sorted(found, key=lambda path: path.name)
 
 
 def read(path: Path) -> list[Record]:

@@ -195,13 +195,13 @@ def test_every_file_stands_alone(tmp_path: Path) -> None:
             churn(server, number)
             time.sleep(0.03)
         rig.until_true()
-        files = files_of(rig.root)
-        assert len(files) > 3
-        for before, after in pairwise(files):
-            records = read(after)
-            first = next(index for index, record in enumerate(records) if record["type"] == "list_complete")
-            assert {record["type"] for record in records[:first]} <= {"listed"}
-            assert replay(records[: first + 1]) == replay(read(before))
+    files = files_of(rig.root)
+    assert len(files) > 3
+    for before, after in pairwise(files):
+        records = read(after)
+        first = next(index for index, record in enumerate(records) if record["type"] == "list_complete")
+        assert {record["type"] for record in records[:first]} <= {"listed"}
+        assert replay(records[: first + 1]) == replay(read(before))
 
 
 def test_a_full_disk_is_a_gap_and_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
