@@ -63,15 +63,16 @@ def lines(findings: Sequence[Finding], width: int = 100, colours: bool = False, 
 
 def summary(findings: Sequence[Finding]) -> str:
     """The last line: what a tired person reads first."""
-    bad, warn = (
-        list(dict.fromkeys(printable(each.subject) for each in findings if each.level == level))
-        for level in (BAD, WARN)
-    )
+    bad, warn = (_subjects(findings, level) for level in (BAD, WARN))
     look = [subject for subject in warn if subject != NOT_SEEN]
     parts = [f"bad: {', '.join(bad)}"] if bad else []
     parts += [f"to look at: {', '.join(look)}"] if look else []
     parts = parts or ["all is well"]
     return "; ".join([*parts, "not all packets can be seen here"] if NOT_SEEN in warn else parts)
+
+
+def _subjects(findings: Sequence[Finding], level: str) -> list[str]:
+    return list(dict.fromkeys(printable(each.subject) for each in findings if each.level == level))
 
 
 def printable(text: str) -> str:
