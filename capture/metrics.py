@@ -75,6 +75,28 @@ INTERFACE_RESYNCS = _counter(
     "How often the kernel's news of interfaces came too fast, and all were listed again.",
 )
 
+# The journal; kind is the API's: Pod, Service ...
+JOURNAL_RECORDS = _counter("podtap_journal_records_total", "Records written, by what they say.", "kind", "type")
+JOURNAL_OBJECTS = _gauge("podtap_journal_objects", "Objects that are known.", "kind")
+JOURNAL_LAST_EVENT = _gauge(
+    "podtap_journal_last_event_timestamp_seconds", "When the last change of an object was seen.", "kind"
+)
+JOURNAL_BLIND = _gauge("podtap_journal_blind", "1 while nothing can be seen of the kind.", "kind")
+JOURNAL_BLIND_SECONDS = _counter("podtap_journal_blind_seconds_total", "How long nothing could be seen.", "kind")
+JOURNAL_GAPS = _counter(
+    "podtap_journal_gaps_total",
+    "Times of which the journal can't tell everything: objects may have come and gone.",
+    "kind",
+)
+JOURNAL_REQUESTS = _counter("podtap_journal_requests_total", "Requests to the API server.", "kind", "verb")
+JOURNAL_FAILURES = _counter(
+    "podtap_journal_failures_total",
+    "Requests without a good answer: by HTTP status, or silence, or broken.",
+    "kind",
+    "reason",
+)
+JOURNAL_BYTES = _gauge("podtap_journal_bytes", "What the journal's files take on disk.")
+
 # The node's clock.
 CLOCK_SYNCHRONISED = _gauge("podtap_clock_synchronised", "1 if the kernel says that something synchronises the clock.")
 CLOCK_MAX_ERROR = _gauge("podtap_clock_max_error_seconds", "The kernel's bound of the clock's error.")
