@@ -286,6 +286,8 @@ def _neighbour(body: memoryview, flags: int, is_gone: bool) -> Message | None:
     address = found.get(1)
     if family not in (socket.AF_INET, socket.AF_INET6) or not address:
         return None
+    if len(mac) == 6 and mac[0] & 1:
+        return None  # a group's address, which nobody has
     is_unknown = state in (_NUD_NONE, _NUD_INCOMPLETE, _NUD_FAILED) or len(mac) != 6
     return Neighbour(index, _ip(family, address), _mac(mac), is_gone or is_unknown)
 
