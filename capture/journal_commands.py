@@ -20,7 +20,19 @@ from capture.errors import Command, Group, PartialError, UsageError
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@click.group(cls=Group, invoke_without_command=True, subcommand_metavar="")
+class JournalGroup(Group):
+    """`send` is imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["send"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from capture.node_commands import journal_send_command
+
+        return journal_send_command if cmd_name == "send" else None
+
+
+@click.group(cls=JournalGroup, invoke_without_command=True, subcommand_metavar="[send]")
 @click.pass_context
 @click.option(
     "--root",
