@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import accounts_kernels as accounts
-from analysis import columns, flows_kernels
+from analysis import columns, flows_kernels, rooms
 from analysis.columns_kernels import write_community_ids
 from analysis.layout import ICMP, ICMPV6, NANOSECONDS, PACKET, TCP, UDP
 
@@ -50,10 +50,10 @@ class Flows:
     """The flows of one recording; carries their state over chunks and file borders."""
 
     def __init__(self) -> None:
-        self.slots = np.zeros(FIRST_SLOTS, flows_kernels.SLOT)
+        self.slots = rooms.zeros(FIRST_SLOTS, flows_kernels.SLOT)
         self.used = 0
-        self._sides = np.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
-        self._recent = np.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
+        self._sides = rooms.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
+        self._recent = rooms.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
         self._fragments = np.zeros(flows_kernels.FRAGMENTED_DATAGRAMS, flows_kernels.FRAGMENT)
         self._early = np.zeros(flows_kernels.EARLY_FRAGMENTS + 1, PACKET)
         self._early_links = np.roll(np.arange(flows_kernels.EARLY_FRAGMENTS + 1, dtype=np.int32), -1)
@@ -61,10 +61,13 @@ class Flows:
         self._table = np.full(4 * FIRST_SLOTS, -1, np.int32)
         self._free = np.zeros(FIRST_SLOTS + 1, np.int32)
         self._accounts = accounts.Accounts(
-            np.zeros(FIRST_SLOTS, accounts.ACCOUNT),
-            np.zeros(2 * FIRST_SLOTS, accounts.ACCOUNT_SIDE),
+            rooms.zeros(FIRST_SLOTS, accounts.ACCOUNT),
+            rooms.zeros(2 * FIRST_SLOTS, accounts.ACCOUNT_SIDE),
             np.zeros((FIRST_SLOTS, accounts.HISTORY_BYTES), np.uint8),
         )
+        self._hashes = np.zeros(flows_kernels.AHEAD, np.uint64)
+        self._closing = _room_for(0, 0)
+        self._blank = np.zeros(1, accounts.ACCOUNT), np.zeros(1, accounts.ACCOUNT_SIDE)
         self._unswept = 0
         self._clock = np.iinfo(np.int64).min
         self._server_names: dict[int, str] = {}
@@ -76,17 +79,13 @@ class Flows:
         `points` (flows_kernels.POINT_*) and `point_hashes` are by observation point.
         """
         self._make_room(len(packets))
-        fragments = int(np.count_nonzero(packets["fragment"]))
-        settled = np.empty(len(self._early) + fragments if fragments else 0, PACKET)
+        settled = np.empty(len(self._early) + len(packets), PACKET)  # most often untouched, which takes no time
         with np.errstate(over="ignore"):
-            self.used, count = flows_kernels.assign(
+            self.used, count, waiting = flows_kernels.assign(
                 packets, self._table, self.slots, self._sides, self._recent, self._fragments, self._early,
-                self._early_links, settled, points, point_hashes, self._free, self.used,
+                self._early_links, settled, points, point_hashes, self._free, self.used, self._hashes,
             )  # fmt: skip
-        if fragments and packets["waits"].any():
-            self._settled.append(packets[packets["waits"] == 0])
-        else:
-            self._settled.append(packets)
+        self._settled.append(packets[packets["waits"] == 0] if waiting else packets)
         if count:
             self._settled.append(settled[:count].copy())
 
@@ -96,19 +95,21 @@ class Flows:
         Not among them: fragments that wait for their first one. Among them: those that did.
         """
         settled, self._settled = self._settled, []
-        return settled[0] if len(settled) == 1 else np.concatenate(settled or [self._early[:0]])
+        return settled[0] if len(settled) == 1 else rooms.joined(settled, PACKET)
 
     def account(self, data: npt.NDArray[np.uint8], packets: Records, verdicts: Records) -> None:
         """Add assigned PACKET[n], and what was said of each (VERDICT[n]), to the flows' accounts."""
-        closed = _room_for(int(np.count_nonzero(packets["starts_flow"])), len(packets))
-        zeros = np.zeros(1, accounts.ACCOUNT), np.zeros(1, accounts.ACCOUNT_SIDE)
-        accounts.account(data, packets, verdicts, self.slots, self._accounts, closed, *zeros)
+        if len(self._closing.flows) < len(packets):
+            self._closing = _room_for(len(packets), len(packets))
+        closed = self._closing
+        closed.counts[:] = 0
+        self._clock = accounts.account(
+            data, packets, verdicts, self.slots, self._accounts, closed, self._clock, *self._blank
+        )
         for uid, offset, length in closed.names[: closed.counts[accounts.NAME_COUNT]].tolist():
             name = data[offset : offset + length].tobytes()
             self._server_names[uid] = name.decode("ascii", "backslashreplace").lower()
         self._keep(closed)
-        if len(packets):
-            self._clock = max(self._clock, int(packets["ts"].max()))
         self._unswept += len(packets)
         if self._unswept >= SWEEP_PACKETS:
             self._sweep()
@@ -128,10 +129,10 @@ class Flows:
     def rows(self) -> FlowRows:
         """What was finished since the last call."""
         closed, self._closed = self._closed, []
-        flows = _joined([c.flows for c in closed], accounts.ACCOUNT)
-        sides = _joined([c.sides for c in closed], accounts.ACCOUNT_SIDE)
+        flows = rooms.joined([c.flows for c in closed], accounts.ACCOUNT)
+        sides = rooms.joined([c.sides for c in closed], accounts.ACCOUNT_SIDE)
         history = np.concatenate([np.zeros((0, accounts.HISTORY_BYTES), np.uint8), *(c.history for c in closed)])
-        minutes = _joined([c.minutes for c in closed], accounts.MINUTE)
+        minutes = rooms.joined([c.minutes for c in closed], accounts.MINUTE)
         server_names = [self._server_names.pop(uid, None) for uid in flows["flow_uid"].tolist()]
         return flows, sides, history, server_names, minutes
 
@@ -170,34 +171,23 @@ class Flows:
         needed = self.used - int(self._free[-1]) + packets
         if needed <= len(self.slots):
             return
-        size = max(2 * len(self.slots), 1 << needed.bit_length())
+        size = max(rooms.GROWTH * len(self.slots), 1 << needed.bit_length())
         free = np.zeros(size + 1, np.int32)
         free[: len(self._free) - 1] = self._free[:-1]
         free[-1] = self._free[-1]
         self._free = free
-        self.slots = _grown(self.slots, size)
-        self._sides = _grown(self._sides, 2 * size)
-        self._recent = _grown(self._recent, 2 * size * flows_kernels.RECENT_PACKETS)
+        self.slots = rooms.grown(self.slots, size)
+        self._sides = rooms.grown(self._sides, 2 * size)
+        self._recent = rooms.grown(self._recent, 2 * size * flows_kernels.RECENT_PACKETS)
+        history = rooms.grown(self._accounts.history.reshape(-1), size * accounts.HISTORY_BYTES)
         self._accounts = accounts.Accounts(
-            _grown(self._accounts.flows, size),
-            _grown(self._accounts.sides, 2 * size),
-            _grown(self._accounts.history, size),
+            rooms.grown(self._accounts.flows, size),
+            rooms.grown(self._accounts.sides, 2 * size),
+            history.reshape(size, accounts.HISTORY_BYTES),
         )
-        self._table = np.full(2 << (size - 1).bit_length(), -1, np.int32)
+        self._table = np.full(2 * size, -1, np.int32)
         with np.errstate(over="ignore"):
             flows_kernels.rebuild(self._table, self.slots, self.used)
-
-
-def _grown(array: Records, size: int) -> Records:
-    """The array with zeros behind it."""
-    larger = np.zeros((size, *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
-    return larger
-
-
-def _joined(parts: list[Records], dtype: np.dtype[Any]) -> Records:
-    """One array of records. As bytes: numpy would copy field by field."""
-    return np.concatenate([np.zeros(0, np.uint8), *(part.view(np.uint8) for part in parts)]).view(dtype)
 
 
 def _room_for(flows: int, packets: int) -> accounts.Closed:

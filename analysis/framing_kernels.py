@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN, NANOSECONDS
+from analysis.loads import be16, be32, le16, le32
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -57,14 +58,12 @@ kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
 
 @kernel
 def _u16(data: Bytes, at: int, big: bool) -> Any:
-    first, second = np.int64(data[at]), np.int64(data[at + 1])
-    return first << 8 | second if big else second << 8 | first
+    return be16(data, at) if big else le16(data, at)
 
 
 @kernel
 def _u32(data: Bytes, at: int, big: bool) -> Any:
-    a, b, c, d = np.int64(data[at]), np.int64(data[at + 1]), np.int64(data[at + 2]), np.int64(data[at + 3])
-    return a << 24 | b << 16 | c << 8 | d if big else d << 24 | c << 16 | b << 8 | a
+    return be32(data, at) if big else le32(data, at)
 
 
 @kernel

@@ -45,6 +45,7 @@ from analysis.layout import (
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
 from analysis.retransmits import Retransmits, retransmits_table
+from analysis.rooms import Ring
 from analysis.schemas import IDENTITIES
 from analysis.segments import STDIN, Segment, find_segments, segments_table
 
@@ -182,7 +183,7 @@ class _Line:
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
         self._packet_rows = PacketRows()
-        self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
+        self._bytes = Ring(np.uint8, 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []
         self._seen_bytes = 0
@@ -377,21 +378,6 @@ def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str
         "server_ip": server,
     }
     return columns.to_table("dns", values, without=columns.identity_names("dns"))
-
-
-class Ring:
-    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
-
-    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
-        self._arrays = deque([np.empty(0, dtype)] * size)
-
-    def take(self, length: int) -> npt.NDArray[Any]:
-        """The next array, of this length; what it held is lost."""
-        array = self._arrays.popleft()
-        if len(array) < length:
-            array = np.empty(length, array.dtype)
-        self._arrays.append(array)
-        return array[:length]
 
 
 class ObservationPoints:

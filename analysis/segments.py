@@ -101,6 +101,7 @@ class Segment:
     ) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
         """The packets: (data uint8[:], FRAME[:] whose offsets point into it), again and again, frames never empty.
 
+        Frames are there until the next chunk is asked for.
         `room` gives the bytes that a chunk is read into. Never raises for what the file holds or for a failing disk.
         """
         self.interfaces, self.problems = [], []

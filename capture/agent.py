@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import time
@@ -17,9 +18,9 @@ from typing import Final
 from capture import libpcap, log
 from capture.bpf import FilterError
 from capture.contract import NANOSECONDS
-from capture.endpoint import serve
+from capture.endpoint import serve, split_address
 from capture.errors import PartialError, PodtapError, UsageError
-from capture.filtering import Filtering
+from capture.filtering import Filtering, Wanted
 from capture.interfaces import InterfaceTable
 from capture.metrics import (
     ACCEPTED_PACKETS,
@@ -83,17 +84,11 @@ def record(settings: Settings) -> None:
     """Until SIGTERM, SIGINT or SIGHUP. PodtapError where it can't start; PartialError: not all could be sealed."""
     with ExitStack() as stack:
         stopping, wake_fd = stack.enter_context(_signals())
+        _check_address(settings.metrics)
         table = InterfaceTable()
         table.start()
         stack.callback(table.stop)
-        filtering = Filtering(
-            settings.filter,
-            settings.interfaces,
-            payload_in_kernel=settings.payload == HEADERS,
-            scope_file=settings.scope_file,
-            own=() if settings.include_own_traffic else _own(settings.metrics),
-            table=table,
-        )
+        filtering = Filtering(_wanted(settings), table)
         sniffer = _sniffer(settings, filtering)
         stack.callback(sniffer.close)
         ring = Ring(settings.root, settings.cluster, settings.node, settings.limits)
@@ -126,6 +121,26 @@ def record(settings: Settings) -> None:
         recorder.finish()
         if not recorder.sealing.finish(SEAL_S):
             raise PartialError("not all segments could be sealed: the next start of the agent seals what is left")
+
+
+def _check_address(metrics: str) -> None:
+    try:
+        if metrics:
+            ipaddress.ip_address(split_address(metrics)[0])
+    except ValueError as error:
+        raise UsageError(f"--metrics: {error}") from error
+
+
+def _wanted(settings: Settings) -> Wanted:
+    return Wanted(
+        settings.filter,
+        settings.interfaces,
+        headers_only=settings.payload == HEADERS,
+        snaplen=settings.snaplen,
+        scope_file=settings.scope_file,
+        own_endpoint=settings.metrics,
+        include_own=settings.include_own_traffic,
+    )
 
 
 def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
@@ -169,17 +184,10 @@ def _facts(settings: Settings, filtering: Filtering) -> Callable[[], SegmentFact
 def _serve(settings: Settings, metrics: Metrics, problems: Callable[[], list[str]]) -> Callable[[], None]:
     try:
         return serve(settings.metrics, metrics, problems).close
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     except OSError as error:
         raise PodtapError(
             f"can't listen at {settings.metrics}: {error.strerror}; give another address with --metrics, or '' for none"
         ) from error
-
-
-def _own(metrics_address: str) -> tuple[int, ...]:
-    port = metrics_address.rpartition(":")[2]
-    return (int(port),) if port.isdecimal() else ()
 
 
 def _problems(recorder: Recorder, filtering: Filtering) -> list[str]:
