@@ -16,10 +16,11 @@ from capture.contract import BUNDLE, Bundle, BundleNode, ContractError, Manifest
 from capture.coverage import missing
 from capture.download import Claims, DiskFull, Download, Throttle, half_files
 from capture.errors import PodtapError, UsageError
+from capture.journal_records import journal_missing
 from capture.parallel import in_parallel
 from capture.pod_addresses import Found
 from capture.progress import Bar, size_text
-from capture.recording import Window, clock_text, node_folders, original, segments
+from capture.recording import Segment, Window, clock_text, node_folders, segments
 from capture.segment_writer import write_atomically
 from capture.sending import NodeListing
 from capture.sources import Origin, Source
@@ -111,7 +112,7 @@ class Collection:
         return plan
 
     def _bring_journal(self, claims: Claims, throttle: Throttle) -> bool:
-        """Whether the journal of at least one writer is whole."""
+        """Whether the journal of at least one writer came, and saw all of the window."""
         try:
             journals = self.source.journals()
         except PodtapError as error:
@@ -124,7 +125,10 @@ class Collection:
         for download, answer in results:
             if isinstance(answer, PodtapError):
                 self.say(f"journal {download.origin.name}: {answer}")
-        return any(not isinstance(answer, PodtapError) for _, answer in results)
+        sentences = journal_missing(self.folder, self.window) if journals else []
+        for sentence in sentences:
+            self.say(sentence)
+        return bool(results) and not sentences and any(not isinstance(answer, PodtapError) for _, answer in results)
 
     def _bring_nodes(
         self, origins: Sequence[Origin], plan: Plan, addresses: list[str] | None, claims: Claims, throttle: Throttle
@@ -186,22 +190,24 @@ class Collection:
 
     def _absent(self, cluster: str, node: str, why: str) -> BundleNode:
         """Of an earlier run of the same command there may be something of it, or all."""
-        sentences = self._missing(cluster, node, None)
-        is_there = bool(node_summary(self.folder, cluster, node, []).segments)
-        if is_there and not sentences:
-            return node_summary(self.folder, cluster, node, [])
-        return node_summary(self.folder, cluster, node, [why, *sentences] if is_there else [why])
+        found = self._found(cluster, node)
+        sentences = self._missing(found, cluster, node, None) if found else []
+        return node_summary(found, cluster, node, [why, *sentences] if sentences or not found else [])
 
     def _node(self, listing: NodeListing, failure: str | None, open_since_ns: int | None) -> BundleNode:
+        found = self._found(listing.cluster, listing.node)
         sentences = [f"not all came: {failure}"] if failure else []
-        sentences += self._missing(listing.cluster, listing.node, open_since_ns)
+        sentences += self._missing(found, listing.cluster, listing.node, open_since_ns)
         sentences += self._damage.get(listing.path, [])
-        return node_summary(self.folder, listing.cluster, listing.node, sentences)
+        return node_summary(found, listing.cluster, listing.node, sentences)
 
-    def _missing(self, cluster: str, node: str, open_since_ns: int | None) -> list[str]:
-        folder = self.folder / node_folder(cluster, node)
-        manifests = [from_json(Manifest, original(each)) for each in segments(folder)]
-        return missing(self.window, manifests, read_tombstones(folder)[0], open_since_ns)
+    def _found(self, cluster: str, node: str) -> list[Segment]:
+        return list(segments(self.folder / node_folder(cluster, node)))
+
+    def _missing(self, found: list[Segment], cluster: str, node: str, open_since_ns: int | None) -> list[str]:
+        whole = [each.manifest if each.chain_bytes is None else from_json(Manifest, each.chain_bytes) for each in found]
+        tombstones, _ = read_tombstones(self.folder / node_folder(cluster, node))
+        return missing(self.window, whole, tombstones, open_since_ns)
 
 
 def _damage_of(download: Download, folder: str) -> list[str]:
