@@ -192,11 +192,14 @@ def test_both_owners_of_the_ip_talked_to_the_same_peer(found: Tables) -> None:
 
 def test_every_request_is_one_connection_with_the_pod_that_answered(found: Tables) -> None:
     """Of a service's clients the load tool knows the service's address only; whose it is, the cluster's objects say."""
-    connections = {(row["orig_ip"], row["orig_port"]): row for row in found["connections"] if row["protocol"] == "TCP"}
+    connections = {
+        (row["orig_ip"], row["orig_port"], row["resp_ip"], row["resp_port"]): row
+        for row in found["connections"]
+        if row["protocol"] == "TCP"
+    }
+    assert connections.keys() == {(*request["local"], *request["remote"]) for request in TRUTH["requests"]}
     assert len(connections) == len(TRUTH["requests"])
-    for request in TRUTH["requests"]:
-        row = connections[tuple(request["local"])]
-        assert [row["resp_ip"], row["resp_port"]] == request["remote"]
+    for row in connections.values():
         if row["resp_service"]:
             assert row["backend_workload"] == row["resp_service"]
             assert row["backend_ip"] in {IPS[name] for name in WORKLOADS if WORKLOADS[name] == row["resp_service"]}
