@@ -42,14 +42,9 @@ _PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 
 _SIDES: Final[dict[str, tuple[str, tuple[str, ...], Callable[[pa.Table], Any]]]] = {
     "flows": ("first_seen", ("orig", "resp"), lambda table: table["protocol"]),
-<<<<<<< HEAD
     "connections": ("first_seen", ("orig", "resp", "backend"), lambda table: table["protocol"]),
-    "retransmits": ("flow_first_seen", ("orig", "resp"), lambda table: _repeated("TCP", len(table))),
-    "dns": ("flow_first_seen", ("client", "server"), lambda table: pc.utf8_upper(table["transport"].cast(pa.string()))),
-=======
     "retransmits": ("flow_first_seen", ("orig", "resp"), lambda table: columns.names(np.zeros(len(table)), ["TCP"])),
     "dns": ("flow_first_seen", ("client", "server"), lambda table: table["transport"]),
->>>>>>> main
 }
 """For each table with identity columns: as of when its sides are looked up, the sides, and their protocol."""
 
