@@ -194,7 +194,7 @@ class Ring:
                 return
             try:
                 state = read_state(self.folder)
-                last = self._store.head
+                last = None
                 if state and state.last_manifest_sha256:
                     last = Link(state.last_stem, state.last_manifest_sha256, None)
                 ours = {part.path for part in self._parts}
@@ -221,7 +221,8 @@ class Ring:
                 manifests.append(self._seal_adopted(part, facts))
             elif part:
                 self.discard(part)
-            path.unlink(missing_ok=True)
+            if path.name.endswith(ZSTD):
+                path.unlink(missing_ok=True)  # what it held is in the part, or was nothing
             self._unsealed.pop(0)
         return manifests
 

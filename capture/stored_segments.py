@@ -43,6 +43,9 @@ def find(folder: Path) -> Found:
     for stem, files in sorted(files_by_stem(folder, found.temporary).items()):
         data = [suffix for suffix in SEGMENT_SUFFIXES if suffix in files]
         segment = _stored(folder, stem, files, now_ns, boot_ns) if MANIFEST_SUFFIX in files else None
+        if segment and len(data) > 1:  # compressed, and the crash came before the other one went
+            found.temporary.append(folder / f"{stem}{PCAP}")
+            segment.disk_bytes -= on_disk(files[PCAP].st_size)
         if segment:
             (found.segments if data else found.without_data).append(segment)
         elif data:
