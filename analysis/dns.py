@@ -123,6 +123,7 @@ class Dns:
 
     def rows(self) -> DnsRows:
         """The transactions finished since the last call. Those that are open, or just failed, wait."""
+        self._collect()
         finished, self._finished = self._finished, []
         if not finished:
             return DnsRows(np.zeros(0, kernels.TRANSACTION), pa.array([], pa.string()), pa.array([], pa.string()))
@@ -153,7 +154,6 @@ class Dns:
                 )  # fmt: skip
                 if first < read:
                     self._make_room()
-        self._collect()
 
     def _make_room(self) -> None:
         """Let go what is no longer needed. Happens after certain messages, wherever chunks end."""

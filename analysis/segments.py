@@ -43,7 +43,7 @@ from analysis.pcapng import PcapngFramer
 from analysis.schemas import NAME, SEGMENTS
 
 Room: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
-CHUNK_BYTES: Final = 8 << 20
+CHUNK_BYTES: Final = 4 << 20
 STDIN: Final = "-"
 _PEEK_BYTES: Final = 64 << 10
 _MAGIC_BYTES: Final = 4

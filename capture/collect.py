@@ -19,7 +19,7 @@ from capture.errors import PodtapError, UsageError
 from capture.parallel import in_parallel
 from capture.pod_addresses import Found
 from capture.progress import Bar, size_text
-from capture.recording import Window, clock_text, node_folders, original, segments
+from capture.recording import Segment, Window, clock_text, node_folders, segments
 from capture.segment_writer import write_atomically
 from capture.sending import NodeListing
 from capture.sources import Origin, Source
@@ -186,22 +186,24 @@ class Collection:
 
     def _absent(self, cluster: str, node: str, why: str) -> BundleNode:
         """Of an earlier run of the same command there may be something of it, or all."""
-        sentences = self._missing(cluster, node, None)
-        is_there = bool(node_summary(self.folder, cluster, node, []).segments)
-        if is_there and not sentences:
-            return node_summary(self.folder, cluster, node, [])
-        return node_summary(self.folder, cluster, node, [why, *sentences] if is_there else [why])
+        found = self._found(cluster, node)
+        sentences = self._missing(found, cluster, node, None) if found else []
+        return node_summary(found, cluster, node, [why, *sentences] if sentences or not found else [])
 
     def _node(self, listing: NodeListing, failure: str | None, open_since_ns: int | None) -> BundleNode:
+        found = self._found(listing.cluster, listing.node)
         sentences = [f"not all came: {failure}"] if failure else []
-        sentences += self._missing(listing.cluster, listing.node, open_since_ns)
+        sentences += self._missing(found, listing.cluster, listing.node, open_since_ns)
         sentences += self._damage.get(listing.path, [])
-        return node_summary(self.folder, listing.cluster, listing.node, sentences)
+        return node_summary(found, listing.cluster, listing.node, sentences)
 
-    def _missing(self, cluster: str, node: str, open_since_ns: int | None) -> list[str]:
-        folder = self.folder / node_folder(cluster, node)
-        manifests = [from_json(Manifest, original(each)) for each in segments(folder)]
-        return missing(self.window, manifests, read_tombstones(folder)[0], open_since_ns)
+    def _found(self, cluster: str, node: str) -> list[Segment]:
+        return list(segments(self.folder / node_folder(cluster, node)))
+
+    def _missing(self, found: list[Segment], cluster: str, node: str, open_since_ns: int | None) -> list[str]:
+        whole = [each.manifest if each.chain_bytes is None else from_json(Manifest, each.chain_bytes) for each in found]
+        tombstones, _ = read_tombstones(self.folder / node_folder(cluster, node))
+        return missing(self.window, whole, tombstones, open_since_ns)
 
 
 def _damage_of(download: Download, folder: str) -> list[str]:

@@ -290,6 +290,7 @@ class JournalRecord:
     - added, modified, deleted: a change that a watch told; `object` is the state after it (of deleted: the last one).
       A deletion that only a later listing showed has `unseen_since_ns`: it happened between then and `observed_ns`.
     - list_complete: all objects of the kind have been listed, as of `resource_version`
+    - bookmark: every change of the kind until then has been told, as of `resource_version`; about once a minute
     - gap: from `since_ns` to `observed_ns` nothing was seen of the kind; `reason` tells why. A listing follows.
     - stopped: the writer ended in good order, the file with it.
     """

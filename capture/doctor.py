@@ -7,19 +7,21 @@ import os
 import platform
 import shutil
 import sys
+import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from capture.arguments import cluster_options
 from capture.blind_spots import blind_spots
-from capture.contract import JOURNAL, NANOSECONDS
-from capture.errors import Command
+from capture.contract import JOURNAL
+from capture.errors import Command, UsageError
 from capture.findings import BAD, Finding, lines, printable, summary, worst
 from capture.node_checks import check
 from capture.node_facts import NodeFacts, gather
+from capture.recording import clock_text
 from capture.ring_state import RING_STATE
 from capture.running_agents import RunningAgent, running_agents
 
@@ -33,28 +35,67 @@ METRICS: Final = "127.0.0.1:9798"
     "--root",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help=f"Folder of the recordings.  [default: the running agent's, else {ROOT}]",
+    envvar="PODTAP_ROOT",
+    help=f"Folder of the recordings; $PODTAP_ROOT.  [default: the running agent's, else {ROOT}]",
 )
 @click.option("--cluster", metavar="NAME", help="The cluster's name.  [default: the running agent's]")
-@click.option("--node", metavar="NAME", help="The node's name.  [default: the running agent's]")
+@click.option("--node", metavar="NAME", help="The node's name.  [default: the running agent's; of a cluster all]")
 @click.option("--metrics", metavar="ADDR:PORT", help="The agent's endpoint.  [default: the running agent's]")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--podtap-namespace",
+    metavar="N",
+    envvar="PODTAP_NAMESPACE",
+    help="Where podtap runs in the cluster; $PODTAP_NAMESPACE.  [default: podtap]",
+)
+@cluster_options
 @click.pass_context
-def doctor(
-    ctx: click.Context, root: Path | None, cluster: str | None, node: str | None, metrics: str | None, output: str
-) -> None:
+def doctor(ctx: click.Context, /, **options: Any) -> None:
     """Say whether this node is being recorded, how far back, what is missing, and what to do about it.
 
+    With --context or --kubeconfig, or as `kubectl podtap doctor`: all nodes of a cluster, through its API server.
     Looks only: nothing is changed. Exit code 1 if something is bad.
     """
-    found = examine(root, cluster, node, metrics)
+    output, kubeconfig, context, namespace = (
+        options.pop(name) for name in ("output", "kubeconfig", "context", "podtap_namespace")
+    )
+    is_plugin = (ctx.find_root().info_name or "").startswith("kubectl")
+    if kubeconfig or context or is_plugin:
+        if options["cluster"] or options["metrics"]:
+            raise UsageError("--cluster and --metrics are for a node itself, not for a cluster that is asked")
+        level = _cluster(kubeconfig, context, namespace or "podtap", options["node"], output)
+    else:
+        level = _node(output, **options)
+    if level == BAD:
+        ctx.exit(1)
+
+
+def _cluster(kubeconfig: Path | None, context: str | None, namespace: str, node: str | None, output: str) -> str:
+    from capture import cluster_doctor
+    from capture.cluster import Cluster
+    from capture.connection import Connection
+    from capture.sources import ClusterSource
+
+    connection = Connection(kubeconfig, context)
+    source = ClusterSource(Cluster(connection, namespace), (node,) if node else ())
+    reports, common = cluster_doctor.examine(source)
+    now_ns = time.time_ns()
+    said = cluster_doctor.report(now_ns, reports, common)
+    if output == "json":
+        click.echo(json.dumps(said, indent=1))
+    else:
+        click.echo("\n".join(cluster_doctor.text(context or connection.host, now_ns, reports, common, *_terminal())))
+    return str(said["level"])
+
+
+def _node(output: str, **where: Any) -> str:
+    found = examine(**where)
     if output == "json":
         click.echo(json.dumps([report(facts, findings) for facts, findings in found], indent=1))
     else:
         for facts, findings in found:
             click.echo("\n".join(text(facts, findings, *_terminal())))
-    if worst([finding for _, findings in found for finding in findings]) == BAD:
-        ctx.exit(1)
+    return worst([finding for _, findings in found for finding in findings])
 
 
 def examine(
@@ -115,8 +156,7 @@ def _agent(agent: RunningAgent | None) -> dict[str, Any] | None:
 
 def text(facts: NodeFacts, findings: list[Finding], width: int, colours: bool) -> list[str]:
     """For people: the findings, and a last line that says it all."""
-    when = datetime.fromtimestamp(facts.now_ns // NANOSECONDS, UTC)
-    title = f"{printable(facts.cluster)}/{printable(facts.node)} at {when:%Y-%m-%d %H:%M:%S} UTC"
+    title = f"{printable(facts.cluster)}/{printable(facts.node)} at {clock_text(facts.now_ns)}"
     return [title, "", *lines(findings, width, colours), "", f"{printable(facts.node)}: {summary(findings)}"]
 
 

@@ -7,7 +7,6 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from capture.contract import NANOSECONDS
@@ -15,6 +14,8 @@ from capture.contract import NANOSECONDS
 OK, WARN, BAD = "ok", "warn", "bad"
 _COLOURS: Final = {OK: "32", WARN: "33", BAD: "31;1"}
 _ORDER: Final = (OK, WARN, BAD)
+NOT_SEEN: Final = "not seen"
+"""The subject of ways past the recorder: to be known, and seldom to be changed."""
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -38,13 +39,18 @@ def worst(findings: Iterable[Finding]) -> str:
     return max((each.level for each in findings), key=_ORDER.index, default=OK)
 
 
+def by_level(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst last, where a terminal's reader is."""
+    return sorted(findings, key=lambda each: _ORDER.index(each.level))
+
+
 def lines(findings: Sequence[Finding], width: int = 100, colours: bool = False, indent: str = "") -> list[str]:
     """A line or more each: level, subject, text; then its advice, with an arrow."""
-    subject_width = max((len(each.subject) for each in findings), default=0)
+    subject_width = max((len(printable(each.subject)) for each in findings), default=0)
     found = []
     for each in findings:
         level = f"\x1b[{_COLOURS[each.level]}m{each.level:4}\x1b[0m" if colours else f"{each.level:4}"
-        head = f"{indent}{level}  {each.subject:{subject_width}}  "
+        head = f"{indent}{level}  {printable(each.subject):{subject_width}}  "
         blank = " " * (len(indent) + 4 + 2 + subject_width + 2)
         room = max(30, width - len(blank))
         text = textwrap.wrap(printable(each.text), room, break_on_hyphens=False) or [""]
@@ -57,10 +63,16 @@ def lines(findings: Sequence[Finding], width: int = 100, colours: bool = False, 
 
 def summary(findings: Sequence[Finding]) -> str:
     """The last line: what a tired person reads first."""
-    bad, warn = ([each.subject for each in findings if each.level == level] for level in (BAD, WARN))
-    parts = [f"bad: {', '.join(dict.fromkeys(bad))}"] if bad else []
-    parts += [f"to look at: {', '.join(dict.fromkeys(warn))}"] if warn else []
-    return "; ".join(parts) or "all is well"
+    bad, warn = (_subjects(findings, level) for level in (BAD, WARN))
+    look = [subject for subject in warn if subject != NOT_SEEN]
+    parts = [f"bad: {', '.join(bad)}"] if bad else []
+    parts += [f"to look at: {', '.join(look)}"] if look else []
+    parts = parts or ["all is well"]
+    return "; ".join([*parts, "not all packets can be seen here"] if NOT_SEEN in warn else parts)
+
+
+def _subjects(findings: Sequence[Finding], level: str) -> list[str]:
+    return list(dict.fromkeys(printable(each.subject) for each in findings if each.level == level))
 
 
 def printable(text: str) -> str:
@@ -83,22 +95,6 @@ def duration_text(time_ns: float) -> str:
             rest = whole % large // small
             return f"{whole // large} {name}" + (f" {rest} {small_name}" if rest else "")
     raise AssertionError("120 s are minutes")
-
-
-def size_text(size_bytes: float) -> str:
-    """As `4.0 GiB`, `820 MiB`."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def time_text(time_ns: int, now_ns: int) -> str:
-    """UTC; with its day where that is another one than today's."""
-    when, now = (datetime.fromtimestamp(each // NANOSECONDS, UTC) for each in (time_ns, now_ns))
-    return f"{when:%H:%M:%S} UTC" if when.date() == now.date() else f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def share_text(part: float, whole: float) -> str:

@@ -212,8 +212,13 @@ class InterfaceTable:
         """How often changes came faster than they were read, so that everything was listed again."""
 
     def start(self) -> None:
-        """Returns when the interfaces of now are known. OSError: the kernel gives no rtnetlink socket."""
-        self._netlink = Netlink()
+        """Returns when the interfaces of now are known. Where the kernel doesn't tell of them, none ever are."""
+        try:
+            self._netlink = Netlink()
+        except OSError as error:
+            # As in some sandboxes. Packets can be recorded all the same.
+            log.warning("the kernel does not tell of interfaces: they stay without names", error=str(error))
+            return
         self._list_all()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._follow, name="interfaces", daemon=True)

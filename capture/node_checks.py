@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from capture.contract import NANOSECONDS, Manifest
-from capture.findings import BAD, OK, WARN, Finding, duration_text, share_text, size_text, time_text
+from capture.findings import BAD, OK, WARN, Finding, duration_text, share_text
 from capture.node_facts import NodeFacts
+from capture.progress import size_text
+from capture.recording import clock_text
+from capture.ring_state import RingState
 from capture.running_agents import NET_RAW
 
 MINUTE_NS: Final = 60 * NANOSECONDS
@@ -19,6 +22,7 @@ TOLERABLE_CLOCK_NS: Final = 100_000_000
 EVICTION: Final = 0.10
 """A kubelet evicts pods from a node with less than this free, unless it is told otherwise (nodefs.available)."""
 FULL: Final = 0.9
+FULL_DISK_BYTES: Final = 256 << 20
 _KERNEL_DROPS: Final = (
     "give the agent a larger ring (-B), record less of each packet (without -s), or fewer packets (a filter behind --)"
 )
@@ -110,7 +114,7 @@ def _reach(facts: NodeFacts) -> Iterator[Finding]:
         return
     reach_ns = facts.now_ns - ring.oldest_ns
     fill = f"{size_text(ring.bytes)} of {size_text(ring.quota_bytes)}"
-    text = f"Back to {time_text(ring.oldest_ns, facts.now_ns)} ({duration_text(reach_ns)}), {fill}."
+    text = f"Back to {clock_text(ring.oldest_ns)} ({duration_text(reach_ns)}), {fill}."
     left_ns = None if ring.overwritten_ns is None else ring.overwritten_ns - facts.now_ns
     if left_ns is not None and facts.agent:
         gone = f"in {duration_text(left_ns)}" if left_ns > 0 else "now"
@@ -143,8 +147,7 @@ def _frozen(facts: NodeFacts) -> Iterator[Finding]:
     if not facts.freezes:
         return
     windows = ", ".join(
-        f"{time_text(each.since_ns, facts.now_ns)} to {time_text(each.until_ns, facts.now_ns)}"
-        + (f" ({each.reason})" if each.reason else "")
+        f"{clock_text(each.since_ns)} to {clock_text(each.until_ns)}" + (f" ({each.reason})" if each.reason else "")
         for each in facts.freezes[:3]
     )
     more = f" and {len(facts.freezes) - 3} more" if len(facts.freezes) > 3 else ""
@@ -170,31 +173,29 @@ def _disk(facts: NodeFacts) -> Iterator[Finding]:
             BAD, "disk", f"The file system of {facts.folder} is read-only: nothing is recorded.", "mount it for writing"
         )
         return
-    ring = facts.ring
-    to_come = max(0, ring.quota_bytes - ring.bytes) if ring else 0
+    to_come = _growth(facts.ring)
     free = f"{size_text(disk.free_bytes)} of {size_text(disk.size_bytes)} are free"
+    advice = "make room, or lower the agent's --quota and --frozen-quota"
     if disk.free_inodes is not None and disk.free_inodes < 1000:
         yield Finding(BAD, "disk", f"Only {disk.free_inodes} inodes are free: no new file can be made.", "remove files")
-    elif disk.free_bytes < 256 << 20:
-        yield Finding(BAD, "disk", f"The disk is full: {free}.", "remove files, or lower the agent's --quota")
+    elif disk.free_bytes < min(FULL_DISK_BYTES, disk.size_bytes // 20):
+        yield Finding(BAD, "disk", f"The disk is full: {free}.", advice)
     elif disk.free_bytes < to_come:
-        yield Finding(
-            WARN,
-            "disk",
-            f"{free}, and the ring may still grow by {size_text(to_come)}: the disk is full before the quota is.",
-            "lower the agent's --quota, or make room",
-        )
+        text = f"{free}, and the quotas allow {size_text(to_come)} more: the disk may be full before they are."
+        yield Finding(WARN, "disk", text, advice)
     elif disk.free_bytes - to_come < EVICTION * disk.size_bytes:
-        yield Finding(
-            WARN,
-            "disk",
-            f"{free}; once the ring has its {size_text(ring.quota_bytes if ring else 0)}, less than 10 % are left,"
-            " and a kubelet evicts pods then.",
-            "lower the agent's --quota, or make room",
-        )
+        text = f"{free}; once the quotas are used up less than 10 % are left, and a kubelet evicts pods then."
+        yield Finding(WARN, "disk", text, advice)
     else:
-        grows = f"; the ring grows by {size_text(to_come)} at most" if ring else ""
-        yield Finding(OK, "disk", f"{free}{grows}.")
+        more = f"; the quotas allow {size_text(to_come)} more" if facts.ring else ""
+        yield Finding(OK, "disk", f"{free}{more}.")
+
+
+def _growth(ring: RingState | None) -> int:
+    """What the recording may still take: of segments, and of frozen ones."""
+    if ring is None:
+        return 0
+    return max(0, ring.quota_bytes - ring.bytes) + max(0, ring.frozen_quota_bytes - ring.frozen_bytes)
 
 
 def _drops(facts: NodeFacts) -> Iterator[Finding]:
@@ -211,9 +212,10 @@ def _drops(facts: NodeFacts) -> Iterator[Finding]:
     }
     for reason, count in lost.items():
         what, advice = advices.get(reason, (reason, ""))
-        is_bad = reason == "disk" or count > MUCH_LOST * accepted
+        is_over = bool(facts.manifests) and not any(getattr(each.ledger, reason) for each in facts.manifests)
+        is_bad = not is_over and (reason == "disk" or count > MUCH_LOST * accepted)
         text = f"{count:,} of {accepted:,} packets ({share_text(count, accepted)}) since {since}: {what}."
-        yield Finding(BAD if is_bad else WARN, "drops", text + _latest(facts.manifests, reason, facts.now_ns), advice)
+        yield Finding(BAD if is_bad else WARN, "drops", text + _latest(facts.manifests, reason), advice)
     if salvaged := sum(each.salvaged for each in facts.manifests):
         yield Finding(
             WARN,
@@ -235,26 +237,24 @@ def _totals(facts: NodeFacts) -> tuple[int | None, dict[str, int], str]:
         return None, {}, ""
     reasons = ("kernel", "libpcap", "disk", "policy")
     sums = {reason: sum(getattr(each.ledger, reason) for each in known) for reason in reasons}
-    return sum(each.ledger.accepted for each in known), sums, time_text(known[0].opened_ns, facts.now_ns)
+    return sum(each.ledger.accepted for each in known), sums, clock_text(known[0].opened_ns)
 
 
-def _latest(manifests: list[Manifest], reason: str, now_ns: int) -> str:
+def _latest(manifests: list[Manifest], reason: str) -> str:
     """Whether it goes on."""
     with_drops = [each for each in manifests if getattr(each.ledger, reason)]
     if not manifests:
         return ""
     if not with_drops:
-        return f" None of them since {time_text(manifests[0].opened_ns, now_ns)}."
+        return f" None of them since {clock_text(manifests[0].opened_ns)}."
     last = with_drops[-1]
-    return (
-        f" Lately in the segment that ended at {time_text(last.sealed_ns, now_ns)}: {getattr(last.ledger, reason):,}."
-    )
+    return f" Lately in the segment that ended at {clock_text(last.sealed_ns)}: {getattr(last.ledger, reason):,}."
 
 
 def _node_drops(facts: NodeFacts) -> Iterator[Finding]:
     """Lost before any socket saw them: no recorder can have these."""
     then = next((counters.values for each in facts.manifests for counters in each.counters), {})
-    since = f"since {time_text(facts.manifests[0].opened_ns, facts.now_ns)}" if then else "since the node booted"
+    since = f"since {clock_text(facts.manifests[0].opened_ns)}" if then else "since the node booted"
     for name, what, advice in (
         ("softnet_dropped", "the backlog of a processor was full", "raise net.core.netdev_max_backlog"),
         ("nic_rx_fifo", "a network card's ring was full", "ethtool -g shows the ring, ethtool -G makes it larger"),
@@ -278,7 +278,7 @@ def _conntrack(facts: NodeFacts) -> Iterator[Finding]:
     then = next((counters.values for each in facts.manifests for counters in each.counters), {})
     for name, what in (("conntrack_drop", "since the table was full"), ("conntrack_insert_failed", "in a race of two")):
         if then and (lost := values.get(name, 0) - then.get(name, 0)) > 0:
-            since = time_text(facts.manifests[0].opened_ns, facts.now_ns)
+            since = clock_text(facts.manifests[0].opened_ns)
             yield Finding(WARN, "conntrack", f"{lost:,} packets were dropped {what} since {since}: pods saw timeouts.")
 
 
@@ -298,7 +298,7 @@ def _clock(facts: NodeFacts) -> Iterator[Finding]:
     else:
         yield Finding(OK, "clock", f"Synchronised; off by {duration_text(clock.max_error_ns or 0)} at most.")
     if stepped := [each for each in facts.manifests if each.clock.stepped]:
-        when = time_text(stepped[-1].sealed_ns, facts.now_ns)
+        when = clock_text(stepped[-1].sealed_ns)
         text = (
             f"The clock was set, lately in the segment that ended at {when}: times before it don't compare with after."
         )

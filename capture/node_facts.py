@@ -128,9 +128,7 @@ def gather(root: Path, cluster: str, node: str, metrics: str, agent: RunningAgen
         from capture import libpcap
 
         facts.libpcap = libpcap.version()
-    except (OSError, AttributeError, RuntimeError) as error:
-        facts.libpcap_problem = str(error)
-    except Exception as error:  # libpcap's own
+    except Exception as error:  # libpcap's own errors cannot be named without it
         facts.libpcap_problem = str(error)
     return facts
 

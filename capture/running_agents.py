@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 PROC: Final = Path("/proc")
 NET_RAW: Final = 13
@@ -50,8 +51,8 @@ def _agent(proc: Path, pid: int) -> RunningAgent | None:
     arguments = agent_arguments(words)
     if arguments is None:
         return None
-    options = _options(arguments)
     environment = _environment(proc, pid)
+    options = _options(arguments, environment)
     status = dict(line.split(":", 1) for line in (proc / f"{pid}/status").read_text().splitlines() if ":" in line)
     return RunningAgent(
         pid=pid,
@@ -78,12 +79,20 @@ def agent_arguments(words: list[str]) -> list[str] | None:
     return None
 
 
-def _options(arguments: list[str]) -> dict[str, Any]:
-    """As the command itself reads them."""
+def _options(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """As the command itself reads them; from its own environment, not from ours."""
     from capture.cli import agent
 
     with agent.make_context("agent", arguments, resilient_parsing=True) as context:
-        return dict(context.params)
+        options = dict(context.params)
+        for parameter in agent.params:
+            if (
+                isinstance(parameter.envvar, str)
+                and context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE
+            ):
+                default = parameter.get_default(context)
+                options[parameter.name or ""] = environment.get(parameter.envvar, default)
+    return options
 
 
 def _is_same_network(proc: Path, pid: int) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from capture.contract import Interface
 from capture.interface_names import meaning
-from capture.interfaces import MOST_ENTRIES, MOST_REACHED, History, State
+from capture.interfaces import MOST_ENTRIES, MOST_REACHED, History, InterfaceTable, State
 from capture.netlink import Address, Forwarding, Link, Neighbour, Route
 
 # Names and kinds as `ip -d link` shows them on nodes with these plug-ins.
@@ -137,3 +137,17 @@ def test_tunnels_and_uplinks_reach_no_pods() -> None:
     ):
         state.apply(message)
     assert not any(each.reaches or each.reaches_macs for each in state.interfaces().values())
+
+
+def test_without_netlink_there_is_a_recording_without_names(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("capture.interfaces.Netlink", refused)
+    table = InterfaceTable()
+    table.start()
+    assert (table.now(), table.during(0, 2**62), table.indices(["eth0"])) == ([], [], {})
+    table.stop()
+    assert "the kernel does not tell of interfaces: they stay without names" in capfd.readouterr().err

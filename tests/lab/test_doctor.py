@@ -17,11 +17,14 @@ from typing import Any
 
 import pytest
 
+from capture import metrics
 from tests.lab import bpf
 from tests.lab.namespaces import Namespace, new_prefix
 
 PODTAP = (sys.executable, "-m", "podtap")
 SECONDS = 10.0
+NOT_ALWAYS = {"podtap_write_errors_total", "podtap_filter_swaps_total", "podtap_ring_overwritten_in_seconds"}
+"""Metrics of what did not happen yet."""
 
 
 @pytest.fixture
@@ -79,6 +82,8 @@ def test_a_node_that_is_recorded_and_then_not(node: Namespace, agent: subprocess
     assert said["agent"]["metrics"] == "127.0.0.1:9798"
     assert abs(said["ring"]["oldest_ns"] - time.time_ns()) < 60 * 10**9
     assert said["metrics"]["podtap_accepted_packets_total"][""] > 0
+    told = {metric.name for metric in metrics.ALL} - set(said["metrics"])
+    assert {name for name in told if "journal" not in name} <= NOT_ALWAYS
 
     # No capability, nor a file that can be written, is needed to look.
     code, again = ask(node, before=("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"))
