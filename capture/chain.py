@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from capture.contract import Tombstone, parse_stem, stem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Link:
     """A manifest, or a tombstone: then `previous_sha256` is of the first that it stands for."""
 

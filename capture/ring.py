@@ -270,6 +270,8 @@ class Ring:
         previous = self._store.head
         manifest = manifest_of(part, facts, digest, previous.sha256 if previous else None, self._node)
         data = write_manifest(self.folder, manifest)
+        if not self._compressor:  # nobody reads it soon: its pages would push out those of others
+            os.posix_fadvise(part.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         disk_bytes = NAMES_BYTES + on_disk(facts.size_bytes) + on_disk(len(data))
         with self._lock:
             self._manifest_bytes = max(self._manifest_bytes, 2 * len(data))
