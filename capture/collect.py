@@ -16,6 +16,7 @@ from capture.contract import BUNDLE, Bundle, BundleNode, ContractError, Manifest
 from capture.coverage import missing
 from capture.download import Claims, DiskFull, Download, Throttle, half_files
 from capture.errors import PodtapError, UsageError
+from capture.journal_records import journal_missing
 from capture.parallel import in_parallel
 from capture.pod_addresses import Found
 from capture.progress import Bar, size_text
@@ -111,7 +112,7 @@ class Collection:
         return plan
 
     def _bring_journal(self, claims: Claims, throttle: Throttle) -> bool:
-        """Whether the journal of at least one writer is whole."""
+        """Whether the journal of at least one writer came, and saw all of the window."""
         try:
             journals = self.source.journals()
         except PodtapError as error:
@@ -124,7 +125,10 @@ class Collection:
         for download, answer in results:
             if isinstance(answer, PodtapError):
                 self.say(f"journal {download.origin.name}: {answer}")
-        return any(not isinstance(answer, PodtapError) for _, answer in results)
+        sentences = journal_missing(self.folder, self.window) if journals else []
+        for sentence in sentences:
+            self.say(sentence)
+        return bool(results) and not sentences and any(not isinstance(answer, PodtapError) for _, answer in results)
 
     def _bring_nodes(
         self, origins: Sequence[Origin], plan: Plan, addresses: list[str] | None, claims: Claims, throttle: Throttle

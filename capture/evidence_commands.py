@@ -322,7 +322,7 @@ def _show_bundle(head: Any) -> None:
         rows.append((node.node, complete, f"{node.segments:,}", f"{node.packets:,}", size_text(node.size_bytes), first))
         rows += [("", "", "", "", "", other) for other in others]
     click.echo(table(("node", "", "segments", "packets", "size", "missing"), rows))
-    click.echo(f"journal: {'here' if head.journal_complete else 'MISSING'}")
+    click.echo(f"journal: {'complete' if head.journal_complete else 'NOT COMPLETE'}")
 
 
 def _show_verdict(folder: Path, verdict: Any) -> None:

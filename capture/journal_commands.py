@@ -55,6 +55,20 @@ class JournalGroup(Group):
     show_default=True,
     help="Where to answer /metrics, /healthz and /readyz; '' for nowhere.",
 )
+@click.option(
+    "--freeze-on",
+    metavar="REASON",
+    multiple=True,
+    help="Freeze the minutes around an Event with this reason, on all nodes: OOMKilling, BackOff ...; repeatable.",
+)
+@click.option(
+    "--podtap-namespace",
+    metavar="N",
+    envvar="PODTAP_NAMESPACE",
+    default="podtap",
+    show_default=True,
+    help="Where the agents run that --freeze-on freezes; $PODTAP_NAMESPACE.",
+)
 @cluster_options
 def journal(ctx: click.Context, /, **options: Any) -> None:
     """Remember what the cluster looks like at all times, until SIGTERM or Ctrl-C.
@@ -72,6 +86,8 @@ def _keep(
     quota: int,
     max_age: int | None,
     metrics: str,
+    freeze_on: tuple[str, ...],
+    podtap_namespace: str,
     kubeconfig: Path | None,
     context: str | None,
 ) -> None:
@@ -91,7 +107,12 @@ def _keep(
     counts.set(BUILD, 1, metadata.version("podtap"))
     resources = [Resource.of(kind) for kind in KINDS]
     reflectors = [resource.reflector() for resource in resources]
-    kept = Journal(files, reflectors, JournalLimits(quota_bytes=quota, max_age_ns=max_age), counts)
+    notice = None
+    if freeze_on:
+        from capture.event_trigger import EventFreezer
+
+        notice = EventFreezer(connection, podtap_namespace, frozenset(freeze_on)).notice
+    kept = Journal(files, reflectors, JournalLimits(quota_bytes=quota, max_age_ns=max_age), counts, notice)
     try:
         endpoint = serve(metrics, counts, kept.ready) if metrics else None
     except (ValueError, OSError) as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from capture.contract import NANOSECONDS, Manifest, Tombstone
+from capture.contract import NANOSECONDS, JournalRecord, Manifest, Tombstone
 from capture.coverage import missing
+from capture.journal_records import journal_missing
 from capture.recording import Window
 from capture.triggers import Trigger
-from tests.recordings import MINUTE, START, HandMade
+from tests.recordings import MINUTE, START, HandMade, journal
 
 WINDOW = Window(START, START + 4 * MINUTE)
 
@@ -73,3 +74,17 @@ def test_a_trigger_fires_on_a_rise_once_and_forgets_a_counter_that_began_anew() 
     assert trigger.observe(60 * second, 20) is None, "1 a second"
     assert trigger.observe(1000 * second, 2_000_000) is not None
     assert trigger.reason() == "retransmits grew by more than 10 a second"
+
+
+def test_the_journal_that_saw_most_of_the_window_counts(tmp_path: Path) -> None:
+    assert journal_missing(tmp_path, WINDOW) == ["there is no journal"]
+    seen = JournalRecord("list_complete", START, "Pod", resource_version="1")
+    gap = JournalRecord("gap", START + 2 * MINUTE, "Pod", since_ns=START + MINUTE, reason="410 Gone")
+    journal(tmp_path, [seen, gap], "one")
+    assert journal_missing(tmp_path, WINDOW) == [
+        "the journal saw no Pod from 2025-11-27T14:01:00Z to 2025-11-27T14:02:00Z: 410 Gone"
+    ]
+    journal(tmp_path, [seen], "two", START + MINUTE)
+    assert len(journal_missing(tmp_path, WINDOW)) == 1
+    journal(tmp_path, [seen], "three", START - MINUTE)
+    assert journal_missing(tmp_path, WINDOW) == []
