@@ -196,7 +196,7 @@ def _no_closed() -> accounts.Closed:
     )
 
 
-def conn_states(flows: Records, orig: Records, resp: Records, histories: list[str]) -> npt.NDArray[np.int32]:
+def conn_states(flows: Records, orig: Records, resp: Records, history: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Zeek's conn_state (conn/main.zeek, function conn_state) as places in CONN_STATES; first match wins."""
     o, r = orig["state"], resp["state"]
     o_inactive = (o == accounts.INACTIVE) | (o == accounts.PARTIAL)
@@ -207,7 +207,8 @@ def conn_states(flows: Records, orig: Records, resp: Records, histories: list[st
     both_reset_empty = o_reset & r_reset & (orig["bytes"] == 0) & (resp["bytes"] == 0)
     only_syn = np.zeros(len(flows), np.bool_)
     for place in np.flatnonzero(o_reset & r_inactive).tolist():
-        only_syn[place] = _is_only_syn(histories[place])
+        letters = history[place, : flows["history_length"][place]]
+        only_syn[place] = _is_only_syn(letters.tobytes().decode())
     tcp, udp = flows["protocol"] == TCP, flows["protocol"] == UDP
     o_sent, r_sent = orig["packets"] > 0, resp["packets"] > 0
     rules = [
@@ -246,7 +247,6 @@ def flows_table(
 ) -> pa.Table:
     """Rows of the flows table (schemas.FLOWS) without the identity columns, from what Flows.rows() gave."""
     orig, resp = sides[0::2], sides[1::2]
-    histories = [row[:n].tobytes().decode() for row, n in zip(history, flows["history_length"].tolist(), strict=True)]
     protocol = flows["protocol"].astype(np.int32)
     is_tcp = protocol == TCP
     text = np.empty(30 * len(flows), np.uint8)
@@ -254,7 +254,7 @@ def flows_table(
     write_community_ids(flows, is_icmp & one_way_icmp(flows), text)
     orig_ip, resp_ip = columns.addresses((flows["orig_hi"], flows["orig_lo"]), (flows["resp_hi"], flows["resp_lo"]))
     ports = columns.bitmap(flows["has_ports"] != 0)
-    states = conn_states(flows, orig, resp, histories)
+    states = conn_states(flows, orig, resp, history)
     missed = flows["missed_bytes"]
     values: dict[str, columns.Column] = {
         "flow_uid": columns.uid_text(flows["flow_uid"]),
@@ -268,7 +268,7 @@ def flows_table(
         "resp_ip": resp_ip,
         "resp_port": columns.numbers(flows["resp_port"], pa.uint16(), ports),
         "conn_state": columns.names(states, CONN_STATES),
-        "history": pa.array(histories, pa.string()),
+        "history": _texts(history, flows["history_length"]),
         "handshake_rtt_ns": columns.numbers(
             flows["handshake_rtt"], pa.int64(), columns.bitmap(is_tcp & (flows["handshake_rtt"] >= 0))
         ),
@@ -283,6 +283,14 @@ def flows_table(
             values[f"{side}_{name}"] = columns.numbers(records[name], pa.int64())
         values[f"{side}_vni"] = columns.numbers(records["vni"], pa.uint32(), columns.bitmap(records["vni"] >= 0))
     return columns.to_table("flows", values, without=columns.identity_names("flows"))
+
+
+def _texts(rows: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int32]) -> pa.StringArray:
+    """The first `lengths[i]` bytes of each row, which are ASCII."""
+    ends = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    text = rows[np.arange(rows.shape[1]) < lengths[:, None]]
+    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends.data), pa.py_buffer(text.data))
 
 
 def one_way_icmp(flows: Records) -> npt.NDArray[np.bool_]:
