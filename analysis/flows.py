@@ -206,9 +206,8 @@ def conn_states(flows: Records, orig: Records, resp: Records, history: npt.NDArr
     o_opening = (o == accounts.SYN_SENT) | (o == accounts.SYN_ACK_SENT)
     both_reset_empty = o_reset & r_reset & (orig["bytes"] == 0) & (resp["bytes"] == 0)
     only_syn = np.zeros(len(flows), np.bool_)
-    for place in np.flatnonzero(o_reset & r_inactive).tolist():
-        letters = history[place, : flows["history_length"][place]]
-        only_syn[place] = _is_only_syn(letters.tobytes().decode())
+    for row in np.flatnonzero(o_reset & r_inactive).tolist():
+        only_syn[row] = _is_only_syn(history[row, : flows["history_length"][row]].tobytes().decode())
     tcp, udp = flows["protocol"] == TCP, flows["protocol"] == UDP
     o_sent, r_sent = orig["packets"] > 0, resp["packets"] > 0
     rules = [
@@ -247,6 +246,8 @@ def flows_table(
 ) -> pa.Table:
     """Rows of the flows table (schemas.FLOWS) without the identity columns, from what Flows.rows() gave."""
     orig, resp = sides[0::2], sides[1::2]
+    lengths = flows["history_length"].astype(np.int32)
+    histories = history[np.arange(history.shape[1]) < lengths[:, np.newaxis]]
     protocol = flows["protocol"].astype(np.int32)
     is_tcp = protocol == TCP
     text = np.empty(30 * len(flows), np.uint8)
@@ -268,7 +269,7 @@ def flows_table(
         "resp_ip": resp_ip,
         "resp_port": columns.numbers(flows["resp_port"], pa.uint16(), ports),
         "conn_state": columns.names(states, CONN_STATES),
-        "history": _texts(history, flows["history_length"]),
+        "history": columns.text(histories.data, np.cumsum([0, *lengths], dtype=np.int32)),
         "handshake_rtt_ns": columns.numbers(
             flows["handshake_rtt"], pa.int64(), columns.bitmap(is_tcp & (flows["handshake_rtt"] >= 0))
         ),
@@ -276,21 +277,13 @@ def flows_table(
         "missed_bytes": columns.numbers(missed, pa.int64()),
         "loss_uncertain": columns.flags(is_loss_uncertain(flows, sides)),
         "encapsulation": columns.encapsulations(flows["encapsulation"]),
-        "server_name": pa.array(server_names, pa.string()),
+        "server_name": columns.texts(server_names),
     }
     for side, records in (("orig", orig), ("resp", resp)):
         for name in ("packets", "bytes", "ip_bytes", "tcp_segments", "retransmits", "out_of_order"):
             values[f"{side}_{name}"] = columns.numbers(records[name], pa.int64())
         values[f"{side}_vni"] = columns.numbers(records["vni"], pa.uint32(), columns.bitmap(records["vni"] >= 0))
     return columns.to_table("flows", values, without=columns.identity_names("flows"))
-
-
-def _texts(rows: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int32]) -> pa.StringArray:
-    """The first `lengths[i]` bytes of each row, which are ASCII."""
-    ends = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum(lengths, out=ends[1:])
-    text = rows[np.arange(rows.shape[1]) < lengths[:, None]]
-    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends.data), pa.py_buffer(text.data))
 
 
 def one_way_icmp(flows: Records) -> npt.NDArray[np.bool_]:

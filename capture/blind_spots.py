@@ -12,11 +12,9 @@ from capture.node_facts import Device
 
 def blind_spots(interfaces: Sequence[Interface], devices: Sequence[Device]) -> list[Finding]:
     """At least one finding: that all ways are seen, as far as can be told."""
-    found = [*_cilium(interfaces), *_unseen_pods(interfaces), *_before_sockets(devices), *_encrypted(interfaces)]
-    if not found:
-        text = "No way past the recorder was found: packets are seen at each interface that they cross."
-        found.append(Finding(OK, NOT_SEEN, text))
-    return found
+    unseen = [*_cilium(interfaces), *_beside_the_node(interfaces), *_before_sockets(devices), *_encrypted(interfaces)]
+    text = "No way past the recorder was found: packets are seen at each interface that they cross."
+    return [*_pods(interfaces), *(unseen or [Finding(OK, NOT_SEEN, text)])]
 
 
 def _cilium(interfaces: Sequence[Interface]) -> Iterator[Finding]:
@@ -34,14 +32,16 @@ def _cilium(interfaces: Sequence[Interface]) -> Iterator[Finding]:
         yield Finding(WARN, NOT_SEEN, text)
 
 
-def _unseen_pods(interfaces: Sequence[Interface]) -> Iterator[Finding]:
+def _pods(interfaces: Sequence[Interface]) -> Iterator[Finding]:
     pods = [each for each in interfaces if each.role == POD and each.up]
     silent = [each.name for each in pods if not each.reaches]
     if pods:
-        known = len(pods) - len(silent)
-        text = f"{len(pods)} interfaces lead to pods; behind {known} of them an address is known"
+        text = f"{len(pods)} interfaces lead to pods; behind {len(pods) - len(silent)} of them an address is known"
         rest = f", not behind {_some(silent)}: who is there, only packets tell." if silent else "."
         yield Finding(OK, "pods", text + rest)
+
+
+def _beside_the_node(interfaces: Sequence[Interface]) -> Iterator[Finding]:
     for kind in ("macvlan", "ipvlan", "macvtap"):
         if names := [each.name for each in interfaces if each.kind == kind]:
             text = f"{_some(names)}: traffic among pods that are {kind} of one interface never reaches the node."

@@ -380,12 +380,11 @@ def to_json(value: Manifest | Tombstone | Freeze | JournalRecord | Bundle) -> by
 
     Tombstones and journal records are one line, and leave out what is not set.
     """
-    values = asdict(value)
     if isinstance(value, (Tombstone, JournalRecord)):
-        values = {key: each for key, each in values.items() if each not in ("", None)}
+        values = {key: each for key, each in vars(value).items() if each not in ("", None)}
         text = json.dumps(values, separators=(",", ":"), sort_keys=True)
     else:
-        text = json.dumps(values, indent=1, sort_keys=True)
+        text = json.dumps(asdict(value), indent=1, sort_keys=True)
     return text.encode() + b"\n"
 
 

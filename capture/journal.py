@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,11 +41,20 @@ class Journal:
     """Takes what followers saw, and writes it down. A disk that refuses is told as a gap, and asked again."""
 
     def __init__(
-        self, files: JournalFiles, reflectors: Sequence[Reflector], limits: JournalLimits, counts: Metrics
+        self,
+        files: JournalFiles,
+        reflectors: Sequence[Reflector],
+        limits: JournalLimits,
+        counts: Metrics,
+        notice: Callable[[JournalRecord], None] | None = None,
     ) -> None:
-        """Opens the first file. What earlier runs left is made whole, and the time since then is a gap."""
+        """Opens the first file. What earlier runs left is made whole, and the time since then is a gap.
+
+        `notice` hears of every record that a follower told.
+        """
         self.lock = threading.RLock()
         self._files, self._reflectors, self._limits, self._counts = files, reflectors, limits, counts
+        self._notice = notice
         self._part: Part | None = None
         self._hour = 0
         self._synced_s = self._retry_s = -RETRY_S
@@ -75,6 +84,8 @@ class Journal:
                     self._counts.set(metrics.JOURNAL_LAST_EVENT, record.observed_ns / NANOSECONDS, record.kind)
                 elif record.type == "gap":
                     self._counts.add(metrics.JOURNAL_GAPS, 1, record.kind)
+                if self._notice:
+                    self._notice(record)
             self._put(records)
 
     def asked(self, kind: str, verb: str) -> None:

@@ -20,7 +20,19 @@ from capture.errors import Command, Group, PartialError, UsageError
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@click.group(cls=Group, invoke_without_command=True, subcommand_metavar="")
+class JournalGroup(Group):
+    """`send` is imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["send"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from capture.node_commands import journal_send_command
+
+        return journal_send_command if cmd_name == "send" else None
+
+
+@click.group(cls=JournalGroup, invoke_without_command=True, subcommand_metavar="[send]")
 @click.pass_context
 @click.option(
     "--root",
@@ -43,6 +55,20 @@ _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     show_default=True,
     help="Where to answer /metrics, /healthz and /readyz; '' for nowhere.",
 )
+@click.option(
+    "--freeze-on",
+    metavar="REASON",
+    multiple=True,
+    help="Freeze the minutes around an Event with this reason, on all nodes: OOMKilling, BackOff ...; repeatable.",
+)
+@click.option(
+    "--podtap-namespace",
+    metavar="N",
+    envvar="PODTAP_NAMESPACE",
+    default="podtap",
+    show_default=True,
+    help="Where the agents run that --freeze-on freezes; $PODTAP_NAMESPACE.",
+)
 @cluster_options
 def journal(ctx: click.Context, /, **options: Any) -> None:
     """Remember what the cluster looks like at all times, until SIGTERM or Ctrl-C.
@@ -60,6 +86,8 @@ def _keep(
     quota: int,
     max_age: int | None,
     metrics: str,
+    freeze_on: tuple[str, ...],
+    podtap_namespace: str,
     kubeconfig: Path | None,
     context: str | None,
 ) -> None:
@@ -79,7 +107,12 @@ def _keep(
     counts.set(BUILD, 1, metadata.version("podtap"))
     resources = [Resource.of(kind) for kind in KINDS]
     reflectors = [resource.reflector() for resource in resources]
-    kept = Journal(files, reflectors, JournalLimits(quota_bytes=quota, max_age_ns=max_age), counts)
+    notice = None
+    if freeze_on:
+        from capture.event_trigger import EventFreezer
+
+        notice = EventFreezer(connection, podtap_namespace, frozenset(freeze_on)).notice
+    kept = Journal(files, reflectors, JournalLimits(quota_bytes=quota, max_age_ns=max_age), counts, notice)
     try:
         endpoint = serve(metrics, counts, kept.ready) if metrics else None
     except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ from capture.findings import BAD, OK, WARN, Finding, duration_text, share_text
 from capture.node_facts import NodeFacts
 from capture.progress import size_text
 from capture.recording import clock_text
+from capture.ring_state import RingState
 from capture.running_agents import NET_RAW
 
 MINUTE_NS: Final = 60 * NANOSECONDS
@@ -21,6 +22,7 @@ TOLERABLE_CLOCK_NS: Final = 100_000_000
 EVICTION: Final = 0.10
 """A kubelet evicts pods from a node with less than this free, unless it is told otherwise (nodefs.available)."""
 FULL: Final = 0.9
+FULL_DISK_BYTES: Final = 256 << 20
 _KERNEL_DROPS: Final = (
     "give the agent a larger ring (-B), record less of each packet (without -s), or fewer packets (a filter behind --)"
 )
@@ -171,31 +173,29 @@ def _disk(facts: NodeFacts) -> Iterator[Finding]:
             BAD, "disk", f"The file system of {facts.folder} is read-only: nothing is recorded.", "mount it for writing"
         )
         return
-    ring = facts.ring
-    to_come = max(0, ring.quota_bytes - ring.bytes) if ring else 0
+    to_come = _growth(facts.ring)
     free = f"{size_text(disk.free_bytes)} of {size_text(disk.size_bytes)} are free"
+    advice = "make room, or lower the agent's --quota and --frozen-quota"
     if disk.free_inodes is not None and disk.free_inodes < 1000:
         yield Finding(BAD, "disk", f"Only {disk.free_inodes} inodes are free: no new file can be made.", "remove files")
-    elif disk.free_bytes < 256 << 20:
-        yield Finding(BAD, "disk", f"The disk is full: {free}.", "remove files, or lower the agent's --quota")
+    elif disk.free_bytes < min(FULL_DISK_BYTES, disk.size_bytes // 20):
+        yield Finding(BAD, "disk", f"The disk is full: {free}.", advice)
     elif disk.free_bytes < to_come:
-        yield Finding(
-            WARN,
-            "disk",
-            f"{free}, and the ring may still grow by {size_text(to_come)}: the disk is full before the quota is.",
-            "lower the agent's --quota, or make room",
-        )
+        text = f"{free}, and the quotas allow {size_text(to_come)} more: the disk may be full before they are."
+        yield Finding(WARN, "disk", text, advice)
     elif disk.free_bytes - to_come < EVICTION * disk.size_bytes:
-        yield Finding(
-            WARN,
-            "disk",
-            f"{free}; once the ring has its {size_text(ring.quota_bytes if ring else 0)}, less than 10 % are left,"
-            " and a kubelet evicts pods then.",
-            "lower the agent's --quota, or make room",
-        )
+        text = f"{free}; once the quotas are used up less than 10 % are left, and a kubelet evicts pods then."
+        yield Finding(WARN, "disk", text, advice)
     else:
-        grows = f"; the ring grows by {size_text(to_come)} at most" if ring else ""
-        yield Finding(OK, "disk", f"{free}{grows}.")
+        more = f"; the quotas allow {size_text(to_come)} more" if facts.ring else ""
+        yield Finding(OK, "disk", f"{free}{more}.")
+
+
+def _growth(ring: RingState | None) -> int:
+    """What the recording may still take: of segments, and of frozen ones."""
+    if ring is None:
+        return 0
+    return max(0, ring.quota_bytes - ring.bytes) + max(0, ring.frozen_quota_bytes - ring.frozen_bytes)
 
 
 def _drops(facts: NodeFacts) -> Iterator[Finding]:
@@ -212,7 +212,8 @@ def _drops(facts: NodeFacts) -> Iterator[Finding]:
     }
     for reason, count in lost.items():
         what, advice = advices.get(reason, (reason, ""))
-        is_bad = reason == "disk" or count > MUCH_LOST * accepted
+        is_over = bool(facts.manifests) and not any(getattr(each.ledger, reason) for each in facts.manifests)
+        is_bad = not is_over and (reason == "disk" or count > MUCH_LOST * accepted)
         text = f"{count:,} of {accepted:,} packets ({share_text(count, accepted)}) since {since}: {what}."
         yield Finding(BAD if is_bad else WARN, "drops", text + _latest(facts.manifests, reason), advice)
     if salvaged := sum(each.salvaged for each in facts.manifests):

@@ -8,7 +8,8 @@ Rule 2. Whatever ends a watch, the next goes on from the last resourceVersion th
 Rule 3. A watch is short (25 s). A server says which version it is at 2 s before the end, so silence is noticed in time.
 Rule 4. Each request since the server was last well doubles the time until the one after the next failure: from 1 to
         30 s, less up to a quarter, from start to start, so that waiting in vain is waiting too. Being well is a watch
-        that lasted 10 s; an end in good order is a failure too, where the watch did not last.
+        that lasted 10 s; an end in good order is a failure too, where the watch did not last. The first 410 since
+        then is none: it is answered at once.
 Rule 5. While nothing can be seen it is blind, since the last moment of which something is known.
 """
 
@@ -126,6 +127,8 @@ class Reflector:
         """When it began."""
         self._expired = 0
         """Listings since the last whole one that took longer than the server could wait."""
+        self._was_gone = False
+        """Since the server was last well, it said that what we asked for is gone."""
         self._requests = 0
         """Since the server was last well, pages not counted that followed a good one."""
         self._started_s = now.monotonic_s
@@ -228,7 +231,11 @@ class Reflector:
             if error.status == GONE:
                 self._expired += 1
                 self._next = ListPage(limit=0 if self._expired > 1 else PAGE)
-        self._schedule(now, error.retry_after_s)
+        if error.status == GONE and not self._was_gone:
+            self._was_gone = True  # it is well, only we are late
+            self.due = now.monotonic_s
+        else:
+            self._schedule(now, error.retry_after_s)
 
     def was_blind(self, since_ns: int, reason: str) -> None:
         """Before anything was asked: nothing was seen since then."""
@@ -294,7 +301,7 @@ class Reflector:
         """Rule 4."""
         timing = self.timing
         if self._opened_s is not None and now.monotonic_s - self._opened_s >= timing.well:
-            self._requests = 0
+            self._requests, self._was_gone = 0, False
         delay = 0.0
         if self._requests:
             delay = min(timing.longest_delay, timing.first_delay * 2.0 ** min(self._requests - 1, 30))

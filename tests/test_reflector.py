@@ -416,6 +416,49 @@ def test_at_most_twelve_requests_a_minute_and_thirty_seconds_until_the_next(faul
     assert max(after - before for before, after in pairwise(late)) <= 30.6
 
 
+def forgetful() -> Server:
+    """Well, but it has forgotten all versions and pages from before."""
+    well, known = watching(lambda: [bookmark(11)], 25.0), False
+
+    def serve(reflector: Reflector, request: Request, clock: Clock) -> None:
+        nonlocal known
+        known = known or (isinstance(request, ListPage) and not request.token)
+        if not known:
+            clock.now += 0.01
+            raise ApiError("gone", 410)
+        well(reflector, request, clock)
+
+    return serve
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["remembers", "forgets"])
+@pytest.mark.parametrize("luck", [0.0, 0.999], ids=["long", "short"])
+@pytest.mark.parametrize("fault", FAULTY)
+def test_all_is_known_35_seconds_after_the_server_is_well_again(fault: str, luck: float, forgets: bool) -> None:
+    """However long it was not, up to five minutes; whatever hangs then, hangs on."""
+    for seconds in range(1, 300, 7):
+        clock = Clock()
+        reflector = make(clock, lambda: luck)
+        drive(reflector, watching(lambda: [bookmark(11)], 25.0), clock, 1100.0)
+        sick_until = clock.now + seconds
+        drive(reflector, FAULTY[fault], clock, sick_until)
+        serve = forgetful() if forgets else watching(lambda: [bookmark(11)], 25.0)
+        healed = False
+
+        def answer(reflector: Reflector, request: Request, clock: Clock) -> None:
+            nonlocal healed
+            begun = clock.now
+            serve(reflector, request, clock)  # noqa: B023
+            healed = healed or isinstance(request, Watch)
+            if healed:
+                clock.now = begun
+
+        while not healed:
+            drive(reflector, answer, clock, reflector.due + 0.001)
+            assert clock.now - sick_until < 35
+        assert not reflector.is_blind
+
+
 def test_a_server_that_is_well_is_asked_five_times_in_two_minutes() -> None:
     clock = Clock()
     reflector = make(clock, lambda: 0.0)
