@@ -22,8 +22,8 @@ def mixed(a: int, b: int) -> int:
 def sample(
     packets: Sequence[Mapping[str, int]], first_row: int, flows: Sequence[Any], resent: Collection[int]
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[list[int]]]:
-    """(key, ts, row, flow, sender, decisive) of each packet that is compared, (ts, flow, seq, length, sender) of each that
-    carried a number of `resent`, and each flow's SYNs (orig, resp)."""
+    """(key, ts, row, flow, sender, decisive) of each packet that is compared; (ts, flow, seq, length, sender) of each
+    that carried a number of `resent`; and each flow's SYNs (orig, resp)."""
     found: list[tuple[int, ...]] = []
     carried: list[tuple[int, ...]] = []
     syns = [[-1, -1] for _ in flows]
@@ -94,11 +94,8 @@ def order(seen: Sequence[Any]) -> list[tuple[int, int, int]]:
     return steps
 
 
-def find(
-    carried: Sequence[Any], flow_ways: Any, ways: Sequence[Any], events: Sequence[Any]
-) -> list[tuple[int, int, int]]:
+def find(carried: Sequence[Any], flow_ways: Any, events: Sequence[Any]) -> list[tuple[int, int, int]]:
     """(event, flow, ts) of each packet that carried the first byte of an event."""
-    del ways
     return [
         (place, int(packet["flow"]), int(packet["ts"]))
         for packet in carried
