@@ -99,7 +99,7 @@ INACTIVE, SYN_SENT, SYN_ACK_SENT, PARTIAL, ESTABLISHED, CLOSED, RESET = range(7)
 
 
 class Accounts(NamedTuple):
-    """Open accounts by slot."""
+    """Open accounts by slot. `history`: HISTORY_BYTES of each."""
 
     flows: npt.NDArray[np.void]
     sides: npt.NDArray[np.void]
@@ -107,7 +107,7 @@ class Accounts(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """Where finished accounts, minutes and server names are put; `counts` says how many of each there are."""
+    """Finished accounts, minutes and server names; `counts` says how many of each there are. There is room for more."""
 
     flows: npt.NDArray[np.void]
     sides: npt.NDArray[np.void]
@@ -135,7 +135,7 @@ def ahead(x, y):
 def write_letter(accounts, slot, letter, is_orig):
     flow = accounts.flows[slot]
     if flow["history_length"] < HISTORY_BYTES:
-        accounts.history[slot, flow["history_length"]] = letter if is_orig else letter + 32
+        accounts.history[slot * HISTORY_BYTES + flow["history_length"]] = letter if is_orig else letter + 32
         flow["history_length"] += 1
 
 
@@ -198,7 +198,7 @@ def close_account(accounts, slot, closed):
     closed.sides[2 * at] = accounts.sides[2 * slot]
     closed.sides[2 * at + 1] = accounts.sides[2 * slot + 1]
     for k in range(flow["history_length"]):
-        closed.history[at, k] = accounts.history[slot, k]
+        closed.history[at * HISTORY_BYTES + k] = accounts.history[slot * HISTORY_BYTES + k]
 
 
 @inner
@@ -230,7 +230,7 @@ def open_account(accounts, slot, p, ends, blank_flow, blank_side):
     accounts.sides[2 * slot]["vni"] = -1
     accounts.sides[2 * slot + 1]["vni"] = -1
     if not p["from_orig"] and (p["protocol"] == TCP or p["protocol"] == UDP):
-        accounts.history[slot, 0] = FLIPPED
+        accounts.history[slot * HISTORY_BYTES] = FLIPPED
         flow["history_length"] = 1
 
 

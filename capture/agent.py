@@ -17,7 +17,6 @@ from typing import Final
 
 from capture import libpcap, log
 from capture.bpf import FilterError
-from capture.contract import NANOSECONDS
 from capture.endpoint import serve, split_address
 from capture.errors import PartialError, PodtapError, UsageError
 from capture.filtering import Filtering, Wanted
@@ -30,12 +29,6 @@ from capture.metrics import (
     INTERFACE_RESYNCS,
     INTERFACES,
     READER_AGE,
-    RING_BYTES,
-    RING_NEWEST,
-    RING_OLDEST,
-    RING_OVERWRITTEN_IN,
-    RING_QUOTA_BYTES,
-    RING_SEGMENTS,
     SALVAGED_SEGMENTS,
     WRITTEN_BYTES,
     WRITTEN_PACKETS,
@@ -44,6 +37,7 @@ from capture.metrics import (
 from capture.recorder import Recorder
 from capture.retention import Limits
 from capture.ring import Ring
+from capture.ring_metrics import RingMetrics
 from capture.rotation import Rotation
 from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
@@ -107,7 +101,8 @@ def record(settings: Settings) -> None:
             every_tick=lambda: filtering.follow(sniffer, metrics),
             gap_before_ns=None if newest_ns is None else max(0, time.time_ns() - newest_ns),
         )
-        metrics.on_read(lambda: _refresh(metrics, recorder, ring, table))
+        metrics.on_read(lambda: _refresh(metrics, recorder, table))
+        metrics.on_read(RingMetrics(metrics, ring).refresh)
         if settings.metrics:
             stack.callback(_serve(settings, metrics, lambda: _problems(recorder, filtering)))
         log.info(
@@ -196,7 +191,7 @@ def _problems(recorder: Recorder, filtering: Filtering) -> list[str]:
     return [each for each in (stalled, recorder.disk_problem, recorder.source_problem, filtering.problem) if each]
 
 
-def _refresh(metrics: Metrics, recorder: Recorder, ring: Ring, table: InterfaceTable) -> None:
+def _refresh(metrics: Metrics, recorder: Recorder, table: InterfaceTable) -> None:
     """What is counted elsewhere, when somebody asks."""
     totals = recorder.latest
     metrics.set(ACCEPTED_PACKETS, totals.read + totals.kernel + totals.libpcap)
@@ -208,21 +203,6 @@ def _refresh(metrics: Metrics, recorder: Recorder, ring: Ring, table: InterfaceT
     metrics.set(READER_AGE, time.monotonic() - recorder.beat_s)
     metrics.set(INTERFACES, len(table.now()))
     metrics.set(INTERFACE_RESYNCS, table.resyncs)
-    now_ns = time.time_ns()
-    state = ring.state(now_ns)
-    metrics.set(RING_SEGMENTS, state.segments)
-    metrics.set(RING_BYTES, state.bytes, "false")
-    metrics.set(RING_BYTES, state.frozen_bytes, "true")
-    metrics.set(RING_QUOTA_BYTES, state.quota_bytes, "false")
-    metrics.set(RING_QUOTA_BYTES, state.frozen_quota_bytes, "true")
-    metrics.set(RING_OLDEST, _seconds(state.oldest_ns))
-    metrics.set(RING_NEWEST, _seconds(state.newest_ns))
-    left_ns = None if state.overwritten_ns is None else state.overwritten_ns - now_ns
-    metrics.set(RING_OVERWRITTEN_IN, _seconds(left_ns))
-
-
-def _seconds(time_ns: int | None) -> float | None:
-    return None if time_ns is None else time_ns / NANOSECONDS
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from platform import python_version
 from typing import Final
 
 from capture.chain import pieces
-from capture.contract import BUNDLE, Bundle, BundleFile, BundleNode, Clock, Manifest, node_folder, sha256, to_json
-from capture.recording import COMPRESSED, link_of, segments
+from capture.contract import BUNDLE, Bundle, BundleFile, BundleNode, Clock, Manifest, sha256, to_json
+from capture.recording import COMPRESSED, Segment, link_of
 from capture.segment_writer import write_atomically
 
 CHECKSUM: Final = BUNDLE + ".sha256"
@@ -101,9 +101,8 @@ def uncompressed(data: Path, digest: str, told: Callable[[int], None] = lambda s
     return size, found.hexdigest()
 
 
-def node_summary(folder: Path, cluster: str, node: str, missing: list[str]) -> BundleNode:
-    """What a bundle holds of a node; complete if nothing is missing."""
-    found = list(segments(folder / node_folder(cluster, node)))
+def node_summary(found: list[Segment], cluster: str, node: str, missing: list[str]) -> BundleNode:
+    """What a bundle holds of a node, `found` being its segments; complete if nothing is missing."""
     manifests = [segment.manifest for segment in found]
     chain = [link for piece in pieces(map(link_of, found)) for link in piece]
     return BundleNode(

@@ -181,20 +181,26 @@ class Download:
 
     def _commit(self, stem: str, suffix: str, manifest: str, chain: str | None, digest: str) -> None:
         """A segment that came whole: its packets, then the manifests."""
+        half, data = self._work / (stem + suffix), self.folder / (stem + suffix)
+        try:
+            known = from_json(Manifest, manifest.encode())
+        except ContractError:
+            half.unlink()
+            self.damaged.add(stem)
+            return
         for other in SEGMENT_SUFFIXES:  # it was compressed since an earlier time
             if other != suffix:
                 (self.folder / (stem + other)).unlink(missing_ok=True)
                 (self._work / (stem + other)).unlink(missing_ok=True)
-        data = self.folder / (stem + suffix)
-        os.replace(self._work / (stem + suffix), data)
+        os.replace(half, data)
         if chain is not None:
             write_atomically(self.folder / (stem + CHAIN_SUFFIX), chain.encode())
         write_atomically(self.folder / (stem + MANIFEST_SUFFIX), manifest.encode())
         try:
-            known = from_json(Manifest, manifest.encode())
-            if uncompressed(data, digest) != (known.size_bytes, known.sha256):
-                self.damaged.add(stem)
-        except (ContractError, UnreadableError):
+            is_sound = uncompressed(data, digest) == (known.size_bytes, known.sha256)
+        except UnreadableError:
+            is_sound = False
+        if not is_sound:
             self.damaged.add(stem)
 
     def _check_path(self, path: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from capture.cluster import Cluster
-from capture.contract import JOURNAL_SUFFIX, ContractError, JournalRecord, from_json
+from capture.journal_records import read_records
 from capture.recording import Window, journal_files
 from capture.selectors import Requirement, parse
 
@@ -45,7 +43,7 @@ def from_journal(root: Path, window: Window, selection: PodSelection) -> Found |
         return None
     for path in files:
         gone = set()
-        records = list(_pod_records(path))
+        records = [record for record in read_records(path, "Pod") if record.kind == "Pod"]
         for record in records:
             if record.type == "deleted" and record.observed_ns < window.since_ns:
                 gone.add(record.uid)
@@ -77,21 +75,3 @@ def _add(found: Found, pod: dict[str, Any], namespace: str, requirements: Iterab
     found.pods.add(name)
     addresses = {each.get("ip") for each in status.get("podIPs") or []} | {status.get("podIP")}
     found.addresses |= {each for each in addresses if each}
-
-
-def _pod_records(path: Path) -> Iterator[JournalRecord]:
-    """What a file of the journal tells of pods; a torn last line is left out."""
-    import zstandard
-
-    with open(path, "rb") as raw:
-        file: Any = raw
-        if path.name.endswith(JOURNAL_SUFFIX):
-            file = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-        for line in file:
-            if b'"Pod"' in line:
-                try:
-                    record = from_json(JournalRecord, line)
-                except (ContractError, json.JSONDecodeError):
-                    continue
-                if record.kind == "Pod":
-                    yield record

@@ -5,8 +5,10 @@ Reading only, while an agent writes, compresses and evicts: what is gone when it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +31,8 @@ CHAIN_SUFFIX: Final = ".chain.json"
 PCAP: Final = ".pcap"
 COMPRESSED: Final = ".pcap.zst"
 _JOURNAL_PART: Final = ".jsonl" + PART
+_MARGIN_NS: Final = 600 * NANOSECONDS
+"""So far may the clock have been off between a segment's name and its packets."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,6 @@ class Segment:
     """.pcap or .pcap.zst."""
     chain_bytes: bytes | None = None
     """Of a part that was cut out: the manifest of the segment it comes from."""
-
-    @property
-    def stored_bytes(self) -> int:
-        try:
-            return self.data.stat().st_size
-        except FileNotFoundError:
-            return 0
 
 
 @dataclass(frozen=True)
@@ -91,44 +88,87 @@ def node_folders(root: Path) -> list[Path]:
 def segments(folder: Path) -> Iterator[Segment]:
     """The sealed segments of a node, by name. ContractError tells of a manifest that is none."""
     for path in manifest_paths(folder):
-        if segment := read_segment(folder, path):
-            yield segment
+        content = read_or_none(path)
+        if content is None:
+            continue
+        try:
+            manifest = from_json(Manifest, content)
+        except ContractError as error:
+            raise ContractError(f"{path}: {error}") from None
+        yield Segment(folder, manifest, content, data_of(path), read_or_none(chain_path(path)))
 
 
-def read_segment(folder: Path, path: Path) -> Segment | None:
-    """The segment of a manifest; None: it was evicted meanwhile. ContractError tells of a manifest that is none."""
-    try:
-        content = path.read_bytes()
-        return Segment(folder, from_json(Manifest, content), content, data_of(path), _read(chain_path(path)))
-    except FileNotFoundError:
+@dataclass(frozen=True)
+class Entry:
+    """A segment as a listing needs it: its manifest without the long tables, and its place in the chain."""
+
+    path: Path
+    """Of the manifest."""
+    manifest: Manifest
+    manifest_bytes: int
+    link: Link
+
+
+def read_entry(path: Path) -> Entry | None:
+    """None: it was evicted meanwhile. ContractError tells of a manifest that is none."""
+    content, chain = read_or_none(path), read_or_none(chain_path(path))
+    if content is None:
         return None
-    except ContractError as error:
-        raise ContractError(f"{path}: {error}") from None
+    manifest = _without_tables(content)
+    return Entry(path, manifest, len(content), _link(manifest, content if chain is None else chain))
 
 
-def select(folder: Path, window: Window) -> list[Path]:
-    """The manifests of a window, in the order of their chain.
+def select(folder: Path, window: Window) -> tuple[list[Entry], list[Path]]:
+    """The segments of a window, in the order of their chain; and manifests that can't be read.
 
-    From the first segment to the last that meets the window, and all between them: what the clock did must not tear
-    the chain.
+    From the first that meets the window to the last, and all between them: what the clock did must not tear the chain.
     """
-    paths: dict[Link, Path] = {}
-    meeting: set[Link] = set()
-    for segment in segments(folder):
-        manifest = segment.manifest
-        link = link_of(segment)
-        paths[link] = folder / f"{manifest.stem}{MANIFEST_SUFFIX}"
-        if window.meets(*span_of(manifest)):
-            meeting.add(link)
-    ordered = [link for piece in pieces(paths) for link in piece]
-    places = [place for place, link in enumerate(ordered) if link in meeting]
-    return [paths[link] for link in ordered[places[0] : places[-1] + 1]] if places else []
+    entries: dict[Link, Entry] = {}
+    damaged: list[Path] = []
+    for path in _candidates(manifest_paths(folder), window):
+        try:
+            if entry := read_entry(path):
+                entries[entry.link] = entry
+        except ContractError:
+            damaged.append(path)
+    ordered = [entries[link] for piece in pieces(entries) for link in piece]
+    places = [place for place, each in enumerate(ordered) if window.meets(*span_of(each.manifest))]
+    return (ordered[places[0] : places[-1] + 1] if places else []), damaged
+
+
+def _candidates(paths: list[Path], window: Window) -> Iterator[Path]:
+    """Manifests that may be of a window, by their names: to read all of a large ring takes long.
+
+    A segment lasts about until the next begins. Where the clock jumped back, the next name follows at once, and both do
+    not tell the time: then it has to be looked up. Of the last one nobody knows yet.
+    """
+    starts = [(parse_stem(path.name) or (0, 0))[0] for path in paths]
+    for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
+        before = starts[number - 1] if number else start - _MARGIN_NS
+        after = starts[number + 1] if number + 1 < len(starts) else start
+        is_odd = min(start - before, after - start) < NANOSECONDS
+        if is_odd or window.meets(start - _MARGIN_NS, after + _MARGIN_NS):
+            yield path
+
+
+def _without_tables(content: bytes) -> Manifest:
+    """A manifest may be long, and parsing its interfaces takes ten times as long as all the rest."""
+    try:
+        values = json.loads(content)
+        for table in ("interfaces", "counters"):
+            values.pop(table, None)
+    except (ValueError, AttributeError, RecursionError):
+        return from_json(Manifest, content)  # which says what is wrong
+    return from_json(Manifest, json.dumps(values).encode())
 
 
 def link_of(segment: Segment) -> Link:
     """A segment's place in the node's chain; a part's is the one of the whole that it was cut out of."""
-    content = original(segment)
-    return Link(segment.manifest.stem, sha256(content), segment.manifest.previous_sha256)
+    return _link(segment.manifest, original(segment))
+
+
+def _link(manifest: Manifest, content: bytes) -> Link:
+    return Link(manifest.stem, sha256(content), manifest.previous_sha256)
 
 
 def original(segment: Segment) -> bytes:
@@ -192,7 +232,8 @@ def _folders(path: Path) -> list[Path]:
         return []
 
 
-def _read(path: Path) -> bytes | None:
+def read_or_none(path: Path) -> bytes | None:
+    """A small file, if it is there."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -201,6 +242,4 @@ def _read(path: Path) -> bytes | None:
 
 def clock_text(time_ns: int) -> str:
     """A time as messages tell it: UTC, to the second."""
-    from datetime import UTC, datetime
-
     return f"{datetime.fromtimestamp(time_ns // NANOSECONDS, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -5,6 +5,7 @@ Runs beside the agent, within its limits: little memory, one file at a time, not
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,20 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from capture.contract import MANIFEST_SUFFIX, PART, TOMBSTONES, sha256, to_json
+from capture.contract import MANIFEST_SUFFIX, PART, TOMBSTONES, ContractError, Manifest, from_json, sha256, to_json
 from capture.cut import Cut, Selection
 from capture.errors import PodtapError
 from capture.freezes import read_freezes
 from capture.recording import (
     PCAP,
-    Segment,
+    Entry,
     Window,
+    chain_path,
+    data_of,
     journal_files,
-    node_folders,
+    manifest_paths,
     open_parts,
-    original,
-    read_segment,
-    segments,
+    read_entry,
+    read_or_none,
     select,
     span_of,
 )
@@ -60,75 +62,84 @@ class NodeListing:
     """The segment that is being written began then."""
     segments: list[dict[str, Any]] = field(default_factory=list)
     """As Listed."""
-    tombstone_bytes: int = 0
     freezes: list[dict[str, Any]] = field(default_factory=list)
 
     def listed(self) -> list[Listed]:
         return [Listed(**each) for each in self.segments]
 
 
-def list_nodes(root: Path, window: Window) -> Iterator[NodeListing]:
-    """Of each node's folder below the root."""
-    for folder in node_folders(root):
-        cluster, node = folder.parent.name, folder.name
-        found: list[dict[str, Any]] = []
-        oldest, newest = None, None
-        for segment in segments(folder):
-            manifest = segment.manifest
-            cluster, node = manifest.cluster, manifest.node
-            start, end = span_of(manifest)
-            oldest = start if oldest is None else min(oldest, start)
-            newest = end if newest is None else max(newest, end)
-            if window.meets(start, end):
-                found.append(asdict(_listed(root, segment, window)))
-        opened = open_parts(folder)
-        freezes, _ = read_freezes(folder)
-        yield NodeListing(
-            cluster,
-            node,
-            folder.relative_to(root).as_posix(),
-            oldest,
-            newest,
-            opened[-1][0] if opened else None,
-            found,
-            _size(folder / TOMBSTONES),
-            [asdict(each) for each in freezes],
-        )
+def list_node(root: Path, folder: Path, window: Window) -> NodeListing:
+    """Of one node's folder below the root."""
+    entries, _ = select(folder, window)
+    ends = _ends(folder)
+    named = [*ends, *entries]
+    opened = open_parts(folder)
+    return NodeListing(
+        cluster=named[0].manifest.cluster if named else folder.parent.name,
+        node=named[0].manifest.node if named else folder.name,
+        path=folder.relative_to(root).as_posix(),
+        oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
+        newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
+        open_since_ns=opened[-1][0] if opened else None,
+        segments=[asdict(_listed(root, each, window)) for each in entries],
+        freezes=[asdict(each) for each in read_freezes(folder)[0]],
+    )
 
 
-def _listed(root: Path, segment: Segment, window: Window) -> Listed:
-    manifest = segment.manifest
+def _ends(folder: Path) -> list[Entry]:
+    """The first and the last segment that can be read."""
+    paths = manifest_paths(folder)
+    found: list[Entry] = []
+    for ordered in (paths, paths[::-1]):
+        for path in ordered:
+            with contextlib.suppress(ContractError):
+                if entry := read_entry(path):
+                    found.append(entry)
+                    break
+    return found
+
+
+def _listed(root: Path, entry: Entry, window: Window) -> Listed:
+    manifest = entry.manifest
     start, end = span_of(manifest)
-    whole = segment.stored_bytes
     if window.holds(manifest):
-        size = whole
+        size = _size(data_of(entry.path))
     else:
         overlap = min(end, window.until_ns) - max(start, window.since_ns)
         size = manifest.size_bytes * max(overlap, 0) // max(end - start, 1)
-    path = (segment.folder / manifest.stem).relative_to(root).as_posix()
-    return Listed(path, start, end, manifest.packets, manifest.size_bytes, size + len(segment.manifest_bytes))
+    return Listed(
+        _name(root, entry.path), start, end, manifest.packets, manifest.size_bytes, size + entry.manifest_bytes
+    )
+
+
+def _name(root: Path, manifest: Path) -> str:
+    """`<cluster>/<node>/<day>/<start>-<seq>`"""
+    return manifest.relative_to(root).as_posix().removesuffix(MANIFEST_SUFFIX)
 
 
 def send_recording(
-    root: Path, window: Window, addresses: list[str] | None = None, resume: str = "", offset: int = 0
+    root: Path,
+    folders: list[Path],
+    window: Window,
+    addresses: list[str] | None = None,
+    resume: str = "",
+    offset: int = 0,
 ) -> Iterator[bytes]:
-    """The stream of a window's segments, cut to it and to the packets of `addresses`; tombstones last.
+    """The stream of a window's segments of some nodes, cut to it and to the packets of `addresses`; tombstones last.
 
     `resume`: the path of the segment to begin with, from the byte `offset` on; what is before it, by name, is there
     already.
     """
     end = End(versions=_versions())
-    for folder in node_folders(root):
-        for path in select(folder, window):
-            name = path.relative_to(root).as_posix().removesuffix(MANIFEST_SUFFIX)
+    for folder in folders:
+        entries, damaged = select(folder, window)
+        end.damaged += [_name(root, path) for path in damaged]
+        for entry in entries:
+            name = _name(root, entry.path)
             if name < resume:
                 continue
-            segment = read_segment(folder, path)
-            if segment is None or not segment.data.exists():
-                end.vanished.append(name)
-            else:
-                yield from _send_segment(name, segment, window, addresses, offset if name == resume else 0, end)
-    for folder in node_folders(root):
+            yield from _send_segment(name, folder, entry, window, addresses, offset if name == resume else 0, end)
+    for folder in folders:
         yield from _send_plain(root, folder / TOMBSTONES)
     end.now_ns = time.time_ns()
     yield send_end(end)
@@ -142,14 +153,24 @@ def send_journal(root: Path, window: Window) -> Iterator[bytes]:
 
 
 def _send_segment(
-    name: str, segment: Segment, window: Window, addresses: list[str] | None, offset: int, end: End
+    name: str, folder: Path, entry: Entry, window: Window, addresses: list[str] | None, offset: int, end: End
 ) -> Iterator[bytes]:
     """As it is where all of it is wanted; else the part, with the manifest of the whole beside its own."""
     selection = Selection(window.since_ns, window.until_ns, addresses)
-    if selection.takes_all_of(segment.manifest):
-        part, suffix, pieces = None, segment.data.name.partition(".")[2], _pieces(segment.data)
-    else:
-        part = Cut(segment.folder, segment.manifest, sha256(segment.manifest_bytes), selection)
+    data = data_of(entry.path)
+    content = read_or_none(entry.path)
+    if content is None or not data.exists():
+        end.vanished.append(name)
+        return
+    chain = read_or_none(chain_path(entry.path))
+    part = None
+    suffix, pieces = data.name.partition(".")[2], _pieces(data)
+    if not selection.takes_all_of(entry.manifest):
+        try:
+            part = Cut(folder, from_json(Manifest, content), sha256(content), selection)
+        except ContractError:
+            end.damaged.append(name)
+            return
         suffix, pieces = PCAP.removeprefix("."), part.pieces()
     is_whole = True
 
@@ -168,10 +189,9 @@ def _send_segment(
         if not is_whole:
             return
         if part is None:
-            trailer.manifest = segment.manifest_bytes.decode()
-            trailer.chain = None if segment.chain_bytes is None else segment.chain_bytes.decode()
+            trailer.manifest, trailer.chain = content.decode(), None if chain is None else chain.decode()
             return
-        trailer.manifest, trailer.chain = to_json(part.manifest).decode(), original(segment).decode()
+        trailer.manifest, trailer.chain = to_json(part.manifest).decode(), (chain or content).decode()
         if part.damage:
             end.damaged.append(name)
 

@@ -145,7 +145,7 @@ def _node(
     yield from _chain(
         name, links, {Link(each.stem, each.manifest_sha256, each.previous_sha256) for each in buried}, begins
     )
-    ours = node_summary(root, listed.cluster, listed.node, listed.missing)
+    ours = node_summary(found, listed.cluster, listed.node, listed.missing)
     for what in ("segments", "packets", "size_bytes", "last_manifest_sha256"):
         if getattr(ours, what) != getattr(listed, what):
             yield Problem(name, f"has {what} {getattr(ours, what)}, and the head says {getattr(listed, what)}")

@@ -47,14 +47,8 @@ def add_agent(server: ApiServer, name: str, root: Path) -> None:
 
 
 def add_journal(server: ApiServer, root: Path) -> None:
-    """TODO: the real command, once there is one."""
     server.apply(podtap_pod("podtap-journal-0", "journal", "node-a"))
-    folder = root / "bin"
-    folder.mkdir(parents=True, exist_ok=True)
-    program = "from capture.node_commands import journal_send_command as send; import sys; send(sys.argv[4:])"
-    (folder / "podtap").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$0" "$@"\n')
-    (folder / "podtap").chmod(0o755)
-    server.containers["podtap", "podtap-journal-0"] = container(root, PATH=f"{folder}:{os.environ['PATH']}")
+    server.containers["podtap", "podtap-journal-0"] = container(root)
 
 
 def kubeconfig(folder: Path, server: ApiServer, contexts: Sequence[str] = ("lab",), **cluster: Any) -> Path:
