@@ -127,16 +127,15 @@ class Recorder:
                 file.pending += count
                 if file.buffered_bytes >= FLUSH_BYTES:
                     self._flush()
+                    self._rotate()
             if count < BATCH:
                 break
         return taken
 
     def _tick(self) -> None:
         self._flush()
-        file = self._file
-        if file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
-            self._end_file()
-            self._writable()
+        self._rotate()
+        self._writable()
         if not self.sniffer.is_open and self.beat_s >= self._reopen_s:
             self._reopen_source()
         self.latest = self.sniffer.totals()
@@ -184,7 +183,10 @@ class Recorder:
         except OSError as error:
             file.forget()
             self._disk_failed(error, pending)
-        if file is self._file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
+
+    def _rotate(self) -> None:
+        file = self._file
+        if file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
             self._end_file()
 
     def _end_file(self) -> None:

@@ -75,6 +75,7 @@ class Sniffer:
             self._null.close()
         self._handle, self._null, self._counters = handle, null, counters
         self._read = 0
+        self._failed_s = 0.0
         self.link_type = handle.link_type
 
     @property
@@ -95,8 +96,12 @@ class Sniffer:
         try:
             count = self._handle.dispatch(BATCH, dumper or self._null)
         except libpcap.Error:
-            self.close()
-            raise
+            # The interface may be gone, what it brought is still in the ring.
+            self._failed_s = self._failed_s or time.monotonic()
+            if self.is_empty() or time.monotonic() > self._failed_s + EMPTY_S:
+                self.close()
+                raise
+            return 0
         self._read += count
         if dumper is None:
             self._disk += count
