@@ -118,13 +118,13 @@ class Recorder:
         for _ in range(MOST_CALLS):
             file = self._writable()
             try:
-                count = self.sniffer.read(file.dumper if file else None)
+                count, kept = self.sniffer.read(file.dumper if file else None)
             except libpcap.Error as error:
                 self._source_failed(error)
                 break
             taken += count
-            if file and count:
-                file.pending += count
+            if file and kept:
+                file.pending += kept
                 if file.buffered_bytes >= FLUSH_BYTES:
                     self._flush()
                     self._rotate()
