@@ -177,6 +177,10 @@ class Recorder:
         try:
             self.ring.make_room(file.buffered_bytes)
             file.flush()
+            if self.beat_s < self._retry_s:
+                return
+            if self.disk_problem and not pending:
+                file.probe()
             self._disk_works()
         except FileNotFoundError as error:
             self._abandon(file, error)
