@@ -1,15 +1,18 @@
 """What an address was in the cluster at a time: pod, service, node, external; else unknown, or ambiguous.
 
-dumps.py reads what kubectl wrote, kubernetes_objects.py says what each object owned, ownerships.py (which holds the
-rules) settles it into intervals. Here they become the table `identities`, and answer lookups as of a moment.
+dumps.py reads what kubectl wrote, journals.py what the journal did, kubernetes_objects.py says what each object owned,
+lives.py from when to when the journal saw it do so, ownerships.py (which holds the rules) settles it into intervals.
+Here they become the table `identities`, and answer lookups as of a moment.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -21,6 +24,7 @@ from analysis import schemas
 from analysis.cluster_ranges import UNKNOWN, ClusterRanges
 from analysis.dumps import HOW_TO_DUMP, format_time, parse_time, read_dumps
 from analysis.errors import PodtapError, Problem
+from analysis.journals import is_journal, journal_files, read_journal
 from analysis.kubernetes_objects import ownerships
 from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, settle
 from analysis.timelines import NOBODY, SEVERAL, Timelines
@@ -49,20 +53,25 @@ _SIDES: Final[dict[str, tuple[str, tuple[str, str], Callable[[pa.Table], Any]]]]
 """For each table with identity columns: as of when its sides are looked up, the sides, and their protocol."""
 
 
-def load_identities(paths: Sequence[str]) -> tuple[Identities, list[Problem]]:
-    """Read `kubectl get ... -A -o json` dumps: files, and folders of .json, .json.gz and .json.zst files.
+def load_identities(
+    paths: Sequence[str], journals: Sequence[str] = (), cluster: str | None = None
+) -> tuple[Identities, list[Problem]]:
+    """Read metadata: `kubectl get ... -A -o json` dumps, and the files of a journal; files, and folders of them.
 
-    Each may be a List of any kinds, a list of one kind, or a single object. PodtapError if a path does not exist or
-    nothing in all of them owns an address; what could not be read is in the problems.
+    A dump (.json, .json.gz, .json.zst) may be a List of any kinds, a list of one kind, or a single object. `journals`
+    are of `cluster`, and need not say anything. PodtapError if a path does not exist or nothing in all of them owns
+    an address; what could not be read is in the problems.
     """
-    if not paths:
-        return Identities.empty(), []
-    dumps, problems = read_dumps(paths)
+    dumps, problems = read_dumps([path for path in paths if not is_journal(Path(path))])
     found, nonsense = ownerships(dumps)
-    if not found:
-        reasons = "".join(f"\n{problem}" for problem in (*problems, *nonsense))
+    given = journal_files(paths)
+    lives, damage = read_journal([*given, *(file for file in journal_files(journals) if file not in given)])
+    found = [replace(each, cluster=cluster) for each in lives.ownerships()] + [lives.bounded(each) for each in found]
+    problems += nonsense + damage
+    if paths and not found:
+        reasons = "".join(f"\n{problem}" for problem in problems)
         raise PodtapError(f"{', '.join(paths)}: no pods, services or nodes; dump with: {HOW_TO_DUMP}{reasons}")
-    return Identities(_to_table(settle(found))), problems + nonsense
+    return Identities(_to_table(settle(found)), lives.blind()), problems
 
 
 def add_identities(identities: Identities, table_name: str, table: pa.Table) -> pa.Table:
@@ -85,9 +94,10 @@ def add_identities(identities: Identities, table_name: str, table: pa.Table) -> 
 class Identities:
     """The owners of all addresses over time."""
 
-    def __init__(self, table: pa.Table) -> None:
-        """`table` as schemas.IDENTITIES, settled."""
+    def __init__(self, table: pa.Table, blind: Sequence[tuple[int, int]] = ()) -> None:
+        """`table` as schemas.IDENTITIES, settled; `blind`: when the journal that it is from saw nothing of the pods."""
         self.table = table
+        self.blind = blind
 
     @staticmethod
     def empty() -> Identities:
@@ -96,7 +106,7 @@ class Identities:
 
     def united_with(self, other: Identities) -> Identities:
         """What both know, bounded by each other."""
-        return Identities(_to_table(settle(_from_table(self.table) + _from_table(other.table))))
+        return Identities(_to_table(settle(_from_table(self.table) + _from_table(other.table))), other.blind)
 
     def identify(
         self,
@@ -253,6 +263,7 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
     special: dict[str, Callable[[Ownership], Any]] = {
         "start": lambda row: None if row.start_ns == BEGINNING_NS else row.start_ns,
         "held": lambda row: None if row.held_ns == row.start_ns else row.held_ns,
+        "kept": lambda row: None if row.kept_ns == _kept_by_proof(row) else row.kept_ns,
         "end": lambda row: None if row.end_ns == NO_END_NS else row.end_ns,
         "source": lambda row: _source(row.proofs),
     }
@@ -265,19 +276,27 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
 def _from_table(table: pa.Table) -> list[Ownership]:
     starts = _numpy(_array(table["start"]), BEGINNING_NS).tolist()
     held = _numpy(_array(table["held"]), BEGINNING_NS).tolist()
+    kept = _numpy(_array(table["kept"]), NO_END_NS).tolist()
     ends = _numpy(_array(table["end"]), NO_END_NS).tolist()
-    rows = table.drop_columns(["start", "held", "end"]).to_pylist()
-    return [
+    rows = table.drop_columns(["start", "held", "kept", "end"]).to_pylist()
+    found = [
         Ownership(
             **{name: value for name, value in row.items() if name not in ("labels", "source")},
             start_ns=start_ns,
             held_ns=max(start_ns, held_ns),
+            kept_ns=kept_ns,
             end_ns=end_ns,
             labels=tuple(row["labels"]),
             proofs=_proofs(row["source"]),
         )
-        for row, start_ns, held_ns, end_ns in zip(rows, starts, held, ends, strict=True)
+        for row, start_ns, held_ns, kept_ns, end_ns in zip(rows, starts, held, kept, ends, strict=True)
     ]
+    return [replace(row, kept_ns=_kept_by_proof(row)) if row.kept_ns == NO_END_NS else row for row in found]
+
+
+def _kept_by_proof(row: Ownership) -> int:
+    """Until when an owner is proven where nothing but its proofs tells it."""
+    return max(row.start_ns, min(row.newest_proof.taken_ns, row.end_ns))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -294,4 +313,4 @@ def _proofs(source: str) -> frozenset[Proof]:
 
 
 _PART: Final = " (part)"
-_PROOF: Final = re.compile(r"(.+?) @ (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?:, |$)")
+_PROOF: Final = re.compile(r"(.+?) @ (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?Z)(?:, |$)")

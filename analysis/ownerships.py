@@ -13,7 +13,8 @@ these rules hold; none of them guesses between two owners, and none gives up wha
 4. Where one owner was proven for the last time before another was proven for the first time, they followed each
    other: the address changed hands after the second started and before it held the address for certain, but not while
    the first was still proven. (A pod starts, by the second, before it gets its address.) In between both stay, and
-   a lookup answers `ambiguous`.
+   a lookup answers `ambiguous`. Where the first had ended just before the second started, its network may still have
+   been there: in between it is nobody's.
 5. What still overlaps is shown by the same dumps: the owners stay, and a lookup answers `ambiguous`.
 6. An address that belongs to a node only because of its place in the node's pod range (bridge, tunnel) is a
    pod's or service's if one was ever seen to own it.
@@ -30,9 +31,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from analysis.layout import NANOSECONDS
+
 BEGINNING_NS: Final = -(2**63)
 """Start of an owner whose start nothing bounds."""
 NO_END_NS: Final = 2**63 - 1
+TEARDOWN_NS: Final = 30 * NANOSECONDS
+"""A pod's network may outlive its containers by this much."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -57,6 +62,8 @@ class Ownership:
     start_ns: int
     held_ns: int
     """Not before start_ns; by then the address was the owner's."""
+    kept_ns: int
+    """Not after end_ns: then it still was, for certain."""
     end_ns: int
     identity: str
     namespace: str | None
@@ -67,6 +74,8 @@ class Ownership:
     node: str | None
     labels: tuple[str, ...]
     proofs: frozenset[Proof]
+    cluster: str | None = None
+    """None: nothing tells it."""
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -74,9 +83,9 @@ class Ownership:
         return self.identity, self.uid or f"{self.namespace}/{self.name}"
 
     @property
-    def address(self) -> tuple[str, int, str]:
+    def address(self) -> tuple[str, int, str, str]:
         """What can have one owner only."""
-        return self.ip, -1 if self.port is None else self.port, self.protocol or ""
+        return self.ip, -1 if self.port is None else self.port, self.protocol or "", self.cluster or ""
 
     @property
     def newest_proof(self) -> Proof:
@@ -89,19 +98,21 @@ class Ownership:
         return min(min(self.proofs).taken_ns, self.end_ns)
 
     @property
-    def last_proven_ns(self) -> int:
-        """The last moment at which a dump proves it."""
-        return min(self.newest_proof.taken_ns, self.end_ns)
-
-    @property
     def is_range(self) -> bool:
         """A range has no owner and no end: it only says that its addresses are in the cluster."""
         return "/" in self.ip
 
 
 def settle(ownerships: Iterable[Ownership]) -> list[Ownership]:
-    """Every address's owners, bounded by each other and by all dumps, in a stable order."""
+    """Every address's owners, bounded by each other and by all dumps, in a stable order.
+
+    Where only one cluster is known by name, all is of that one.
+    """
     ownerships = list(ownerships)
+    clusters = {owner.cluster for owner in ownerships if owner.cluster is not None}
+    if len(clusters) == 1:
+        (cluster,) = clusters
+        ownerships = [owner if owner.cluster else replace(owner, cluster=cluster) for owner in ownerships]
     shown = _when_shown(ownerships)
     by_address = defaultdict(list)
     for owner in _merge(ownerships):
@@ -116,16 +127,18 @@ def _merge(ownerships: Iterable[Ownership]) -> list[Ownership]:
     for new in ownerships:
         key = (*new.address, *new.owner)
         known = merged.get(key)
-        merged[key] = new if known is None else _joined(known, new)
+        merged[key] = new if known is None else joined(known, new)
     return list(merged.values())
 
 
-def _joined(one: Ownership, other: Ownership) -> Ownership:
+def joined(one: Ownership, other: Ownership) -> Ownership:
+    """One owner, of whom two proofs tell (rule 1)."""
     older, newer = sorted((one, other), key=lambda owner: owner.newest_proof)
     return replace(
         newer,
         start_ns=min(older.start_ns, newer.start_ns),
         held_ns=min(older.held_ns, newer.held_ns),
+        kept_ns=min(max(older.kept_ns, newer.kept_ns), newer.end_ns),
         proofs=older.proofs | newer.proofs,
     )
 
@@ -165,14 +178,24 @@ def _follow_each_other(owners: Sequence[Ownership]) -> list[Ownership]:
     """Rule 4, for the owners of one address."""
     if len(owners) == 1:
         return list(owners)
-    bounded = []
-    for owner in owners:
-        before = [other.last_proven_ns for other in owners if other.last_proven_ns < owner.first_proven_ns]
-        after = [
-            max(other.held_ns, owner.last_proven_ns) for other in owners if owner.last_proven_ns < other.first_proven_ns
-        ]
-        start_ns = max([owner.start_ns, *before])
-        end_ns = min([owner.end_ns, *after])
-        if start_ns < end_ns:
-            bounded.append(replace(owner, start_ns=start_ns, held_ns=max(owner.held_ns, start_ns), end_ns=end_ns))
-    return bounded
+    bounded = [_bounded(owner, owners) for owner in owners]
+    return [owner for owner in bounded if owner.start_ns < owner.end_ns]
+
+
+def _bounded(owner: Ownership, owners: Sequence[Ownership]) -> Ownership:
+    """Between those before it and those after it."""
+    before = [other for other in owners if other.kept_ns < owner.first_proven_ns and other is not owner]
+    after = [other for other in owners if owner.kept_ns < other.first_proven_ns and other is not owner]
+    start_ns = max([owner.start_ns, *(other.kept_ns for other in before)])
+    held_ns = max(owner.held_ns, start_ns)
+    if any(other.end_ns <= start_ns < other.end_ns + TEARDOWN_NS for other in before):
+        start_ns = held_ns
+    end_ns = owner.end_ns
+    if after:
+        following = min(after, key=lambda other: max(other.held_ns, owner.kept_ns))
+        # A completed pod's time is a whole second: in that one it may be either.
+        released_ns = end_ns if end_ns <= owner.kept_ns + NANOSECONDS else owner.kept_ns
+        handed_over_ns = max(following.held_ns, released_ns)
+        if following.start_ns < end_ns:
+            end_ns = handed_over_ns
+    return replace(owner, start_ns=start_ns, held_ns=held_ns, kept_ns=min(owner.kept_ns, end_ns), end_ns=end_ns)

@@ -42,11 +42,13 @@ from analysis.layout import (
     NANOSECONDS,
     PACKET,
 )
+from analysis.manifests import InterfaceNames
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.schemas import IDENTITIES
-from analysis.segments import STDIN, Segment, find_segments, segments_table
+from analysis.segment_rows import segments_table
+from analysis.segments import STDIN, Segment, find_segments
 
 Records: TypeAlias = npt.NDArray[Any]
 Submit: TypeAlias = Callable[..., Future[Any]]
@@ -214,9 +216,11 @@ class _Line:
     ) -> Iterator[Chunk]:
         """The decoded chunks of all segments that follow each other; those of other recordings go to `left_over`."""
         not_before: int | None = None
+        first = segments[0]
         for segment in segments:
             overlaps = not_before is not None and segment.first_ts is not None and segment.first_ts < not_before
-            if overlaps or (segment.node and segment.node != node):
+            is_elsewhere = (segment.cluster, segment.node) != (first.cluster, first.node)
+            if is_elsewhere or (overlaps and segment.place is None):
                 left_over.append(segment)
                 continue
             counts = new_counts()
@@ -253,7 +257,7 @@ class _Line:
             room=self._packets.take(len(frames)),
         )
         if any(i.link_type == LINKTYPE_SLL2 for i in interfaces):
-            self._points.tell_apart(node, packets)
+            self._points.tell_apart(node, packets, segment.interface_names)
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
@@ -416,15 +420,20 @@ class ObservationPoints:
         kind = POINT_MIXED if is_mixed else POINT_NAMED if name else POINT_UNNAMED
         return self._number(node, name, kind)
 
-    def tell_apart(self, node: str, packets: Records) -> None:
-        """Gives SLL2 packets the interface that their header names."""
+    def tell_apart(self, node: str, packets: Records, names: InterfaceNames) -> None:
+        """Gives SLL2 packets the interface whose index their header has, by its name at that time."""
         cooked = packets["ifindex"] >= 0
         index, firsts = columns.distinct(
             np.zeros(len(packets), np.uint64), packets["ifindex"].astype(np.int64).astype(np.uint64)
         )
         found = packets["ifindex"][firsts].tolist()
-        numbers = [self._number(node, f"if{ifindex}", POINT_NAMED) if ifindex >= 0 else 0 for ifindex in found]
+        named = [names.of(ifindex) if ifindex >= 0 else [] for ifindex in found]
+        numbers = [self._number(node, each[0][1], POINT_NAMED) if each else 0 for each in named]
         packets["interface"] = np.where(cooked, np.array(numbers, np.int32)[index], packets["interface"])
+        for place, several in enumerate(named):
+            for since_ns, name in several[1:]:
+                later = cooked & (index == place) & (packets["ts"] >= since_ns)
+                packets["interface"][later] = self._number(node, name, POINT_NAMED)
 
     def kinds(self) -> npt.NDArray[np.int64]:
         return np.array(self._kinds, np.int64)
