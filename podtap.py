@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "analyze": ("analysis.cli:analyze", "Turn captures into tables."),
     "enrich": ("analysis.cli:enrich", "Add names from cluster metadata to a lake."),
     "report": ("analysis.cli:report", "Ask a lake for flows, retransmits or dns."),
+    "agent": ("capture.cli:agent", "Record this machine's packets; list, freeze and send what it recorded."),
     "schema": ("analysis.cli:schema", "Show the tables and what their columns mean."),
 }
 INTERRUPTED: Final = 130

@@ -87,9 +87,14 @@ def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDAr
 
 def uid_text(values: Values) -> Column:
     """Ids (uint64) as sixteen hexadecimal digits each."""
+    return fixed_text(uid_digits(values), 16)
+
+
+def uid_digits(values: Values) -> npt.NDArray[np.uint8]:
+    """Ids (uint64) as sixteen hexadecimal digits each, one after the other."""
     text = np.empty(16 * len(values), np.uint8)
     write_hex(np.ascontiguousarray(values), text)
-    return fixed_text(text, 16)
+    return text
 
 
 def uids(values: Values, validity: pa.Buffer | None = None) -> Column:
@@ -136,11 +141,12 @@ def encapsulations(values: Values) -> Column:
     if not values.any():
         return pa.nulls(len(values), NAME)
     kinds, index = np.unique(values, return_inverse=True)
-    words = []
-    for kind in kinds.tolist():
-        layers = [ENCAPSULATION_NAMES[kind >> shift & 15] for shift in range(0, 32, 4) if kind >> shift & 15]
-        words.append("+".join(layers) or None)
-    return some_names(index, words)
+    return some_names(index, [encapsulation_name(kind) or None for kind in kinds.tolist()])
+
+
+def encapsulation_name(kind: int) -> str:
+    """Of layout.PACKET's encapsulation, outermost first; empty where there is none."""
+    return "+".join(ENCAPSULATION_NAMES[kind >> shift & 15] for shift in range(0, 32, 4) if kind >> shift & 15)
 
 
 def to_table(name: str, columns: dict[str, Column], without: Sequence[str] = ()) -> pa.Table:

@@ -90,10 +90,11 @@ def _columns() -> None:
 
 
 def _packet_rows() -> None:
-    packet = np.zeros(1, PACKET)
-    packet["quote_offset"] = -1
-    rows = PacketRows(rows=2)
-    rows.take(BYTES, packet, [None])
+    packets = np.zeros(2, PACKET)
+    packets["quote_offset"] = -1
+    rows = PacketRows(rows=len(packets))
+    rows.take(BYTES, packets, 1, [None])
+    rows.place_quotes(PACKETS, NUMBERS)
     rows.clear()
 
 

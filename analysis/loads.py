@@ -1,4 +1,4 @@
-"""Numbers in network byte order, as kernels read them out of packets.
+"""Numbers in network byte order, as kernels read them out of packets, and in Parquet's, as they write them.
 
 Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
 """
@@ -15,6 +15,14 @@ from numba.core.typing import signature
 from numba.extending import intrinsic
 
 
+def check_bounds(context, builder, array, at, width):
+    """Code that raises IndexError unless `width` bytes from `at` on are in the array."""
+    last = builder.sub(builder.extract_value(array.shape, 0), ir.Constant(at.type, width))
+    outside = builder.or_(builder.icmp_signed("<", at, ir.Constant(at.type, 0)), builder.icmp_signed(">", at, last))
+    with builder.if_then(outside, likely=False):
+        context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
+
+
 def big_endian_load(width, type_):
     """A kernel's read of `width` bytes in network byte order: one look at the array's bounds, not one a byte."""
 
@@ -26,12 +34,7 @@ def big_endian_load(width, type_):
         def write_code(context, builder, signature, arguments):
             array = context.make_array(signature.args[0])(context, builder, arguments[0])
             at = context.cast(builder, arguments[1], signature.args[1], types.int64)
-            last = builder.sub(builder.extract_value(array.shape, 0), ir.Constant(at.type, width))
-            outside = builder.or_(
-                builder.icmp_signed("<", at, ir.Constant(at.type, 0)), builder.icmp_signed(">", at, last)
-            )
-            with builder.if_then(outside, likely=False):
-                context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
+            check_bounds(context, builder, array, at, width)
             pointer = builder.bitcast(builder.gep(array.data, [at]), ir.IntType(8 * width).as_pointer())
             value = builder.load(pointer, align=1)
             if sys.byteorder == "little":
@@ -51,3 +54,38 @@ def big_endian_load(width, type_):
 be16 = big_endian_load(2, types.int64)
 be32 = big_endian_load(4, types.int64)
 be64 = big_endian_load(8, types.uint64)
+
+
+def little_endian_store(width):
+    """A kernel's write of the lowest `width` bytes of a number, lowest byte first; as big_endian_load()."""
+
+    @intrinsic
+    def store(context, data, at, value):
+        if not (isinstance(data, types.Array) and data.dtype == types.uint8 and data.layout == "C"):
+            return None
+
+        def write_code(context, builder, signature, arguments):
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            at = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            value = context.cast(builder, arguments[2], signature.args[2], types.uint64)
+            check_bounds(context, builder, array, at, width)
+            kind = ir.IntType(8 * width)
+            value = value if width == 8 else builder.trunc(value, kind)
+            if sys.byteorder == "big":
+                value = builder.bswap(value)
+            builder.store(value, builder.bitcast(builder.gep(array.data, [at]), kind.as_pointer()), align=1)
+            return context.get_dummy_value()
+
+        return signature(types.none, data, at, value), write_code
+
+    def store_in_python(data, at, value):
+        if not 0 <= at <= len(data) - width:
+            raise IndexError("index is out of bounds")
+        low = int(value) & ((1 << 8 * width) - 1)
+        data[at : at + width] = np.frombuffer(low.to_bytes(width, "little"), np.uint8)
+
+    return store_in_python if numba.config.DISABLE_JIT else store
+
+
+put32 = little_endian_store(4)
+put64 = little_endian_store(8)

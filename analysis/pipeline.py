@@ -183,7 +183,7 @@ class _Line:
         self._segment_names: list[str] = []
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
-        self._packet_rows = deque(PacketRows(lake.ROW_GROUP_ROWS["packets"]) for _ in range(2 if jobs > 1 else 1))
+        self._packet_rows = PacketRows()
         self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []
@@ -278,44 +278,34 @@ class _Line:
                 asking.append(ask(dns.feed, chunk.data, chunk.packets))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
-                self._keep_packets(node, chunk.data, flows.settled(), write, writing)
+                writing.append(write(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
                 if flows.finished >= FLUSH_FLOWS:
                     writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
                     asking.append(ask(self._write_dns, node, dns))
-                while len(asking) > self._ahead:
-                    asking.popleft().result()
+                for behind in (asking, writing):
+                    while len(behind) > self._ahead:
+                        behind.popleft().result()
                 self._show_progress()
             flows.finish()
             asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
-            self._keep_packets(node, NO_BYTES, flows.settled(), write, writing)
-            if not self._packet_rows[0].is_empty:
-                self._write_row_group(node, write, writing)
+            writing.append(write(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
+            writing.append(write(self._write_row_groups, node))
             writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
             self._write_retransmits(node, retransmits.rows())
             for last in (*asking, *writing):
                 last.result()
 
-    def _keep_packets(
-        self, node: str, data: npt.NDArray[np.uint8], packets: Records, write: Submit, writing: deque[Future[None]]
-    ) -> None:
+    def _keep_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records, slots: int) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
         while len(packets):
-            packets = packets[self._packet_rows[0].take(data, packets, self._points.names) :]
-            if self._packet_rows[0].is_full:
-                self._write_row_group(node, write, writing)
+            packets = packets[self._packet_rows.take(data, packets, slots, self._points.names) :]
+            if self._packet_rows.is_full:
+                self._write_row_groups(node)
 
-    def _write_row_group(self, node: str, write: Submit, writing: deque[Future[None]]) -> None:
-        """Hands the row group to the writer; the next one fills another room, whose own must be written by then."""
-        rows = self._packet_rows[0]
-
-        def write_rows() -> None:
-            self._batch.add("packets", rows.table(self._segment_names, self._points.names), node)
-            rows.clear()
-
-        while writing:
-            writing.popleft().result()
-        writing.append(write(write_rows))
-        self._packet_rows.rotate()
+    def _write_row_groups(self, node: str) -> None:
+        for day, row_group in self._packet_rows.row_groups(self._segment_names, self._points.names):
+            self._batch.add_packets(day, row_group, node)
+        self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
         table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
