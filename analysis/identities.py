@@ -8,7 +8,7 @@ Here they become the table `identities`, and answer lookups as of a moment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
@@ -27,6 +27,7 @@ from analysis.errors import PodtapError, Problem
 from analysis.journals import is_journal, journal_files, read_journal
 from analysis.kubernetes_objects import ownerships
 from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, settle
+from analysis.sandboxes import Sandbox, witnessed
 from analysis.timelines import NOBODY, SEVERAL, Timelines
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     Words: TypeAlias = pa.DictionaryArray[Any, Any]
 
 Integers = npt.NDArray[np.int64]
+Networks = Mapping[str, Sequence[Sandbox]]
 
 ANSWERS: Final = ("identity", "namespace", "pod", "pod_uid", "workload", "workload_kind", "service", "node")
 
@@ -99,14 +101,22 @@ class Identities:
         self.table = table
         self.blind = blind
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is known."""
+        return not len(self.table)
+
     @staticmethod
     def empty() -> Identities:
         """Without metadata: every address is unknown."""
         return Identities(schemas.IDENTITIES.schema.empty_table())
 
-    def united_with(self, other: Identities) -> Identities:
-        """What both know, bounded by each other."""
-        return Identities(_to_table(settle(_from_table(self.table) + _from_table(other.table))), other.blind)
+    def united_with(self, other: Identities, networks: Networks | None = None) -> Identities:
+        """What both know, bounded by each other, and by the pods' `networks`, which sandboxes() found."""
+        owners = _from_table(self.table) + _from_table(other.table)
+        by_address = networks or {}
+        settled = settle(owners, lambda each: witnessed(each, by_address.get(each[0].ip, [])) if each else each)
+        return Identities(_to_table(settled), other.blind)
 
     def identify(
         self,

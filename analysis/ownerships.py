@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -103,10 +103,14 @@ class Ownership:
         return "/" in self.ip
 
 
-def settle(ownerships: Iterable[Ownership]) -> list[Ownership]:
+Witness = Callable[[Sequence["Ownership"]], Sequence["Ownership"]]
+
+
+def settle(ownerships: Iterable[Ownership], witness: Witness = list) -> list[Ownership]:
     """Every address's owners, bounded by each other and by all dumps, in a stable order.
 
-    Where only one cluster is known by name, all is of that one.
+    `witness` knows more of the owners of one address: from when to when each had it. Where only one cluster is known
+    by name, all is of that one.
     """
     ownerships = list(ownerships)
     clusters = {owner.cluster for owner in ownerships if owner.cluster is not None}
@@ -117,7 +121,7 @@ def settle(ownerships: Iterable[Ownership]) -> list[Ownership]:
     by_address = defaultdict(list)
     for owner in _merge(ownerships):
         by_address[owner.address].append(owner if owner.is_range else _until_missing(owner, shown))
-    settled = [owner for owners in by_address.values() for owner in _follow_each_other(_claimed(owners))]
+    settled = [owner for owners in by_address.values() for owner in _follow_each_other(witness(_claimed(owners)))]
     return sorted(settled, key=lambda owner: (owner.address, owner.start_ns, owner.owner))
 
 

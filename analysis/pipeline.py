@@ -25,11 +25,12 @@ import xxhash
 from analysis import columns, lake
 from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
-from analysis.enrich import known_identities, learn
+from analysis.enrich import known_identities, known_interfaces, learn
 from analysis.errors import Problem
 from analysis.flows import FlowRows, Flows, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
+from analysis.journals import journals_of_recordings
 from analysis.layout import (
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
@@ -45,7 +46,9 @@ from analysis.layout import (
 from analysis.manifests import InterfaceNames
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
+from analysis.recordings import Told, gaps_table, told_by, unseen_pods
 from analysis.retransmits import Retransmits, retransmits_table
+from analysis.sandboxes import sandboxes
 from analysis.schemas import IDENTITIES
 from analysis.segment_rows import segments_table
 from analysis.segments import STDIN, Segment, find_segments
@@ -99,25 +102,32 @@ def analyze(
 ) -> Summary:
     """Turns captures into the tables of a lake, all at once or not at all.
 
-    `inputs`: files, folders, globs or '-'. `metadata`: kubectl dumps that name addresses. `jobs`: 1, or more to read
+    `inputs`: files, folders, globs or '-'; a folder may be a recording, of which the journal is metadata, too.
+    `metadata`: kubectl dumps and journals that name addresses. `jobs`: 1, or more to read
     and write beside the analysis (default: as there are cores). What can't be read becomes a Problem. Raises
     PodtapError where nothing can be done at all.
     """
     begun = time.monotonic()
     root = Path(lake_root)
     segments, problems = find_segments(inputs)
-    found, metadata_problems = load_identities(metadata)
-    summary = Summary(root, len(segments), problems=[*problems, *metadata_problems])
+    told, told_problems = told_by(inputs, segments)
+    cluster = _only_cluster(segments)
+    found, metadata_problems = load_identities(metadata, journals_of_recordings(inputs), cluster)
+    told.gaps += unseen_pods(found.blind, cluster)
+    summary = Summary(root, len(segments), problems=[*problems, *told_problems, *metadata_problems])
     lake.settle(root)
     records = lake.read_records(root)
-    identities = known_identities(root).united_with(found) if metadata else known_identities(root)
+    identities = known_identities(root)
+    is_learning = not found.is_empty or bool(told.interfaces and not identities.is_empty)
+    if is_learning:
+        identities = identities.united_with(found, sandboxes([*known_interfaces(root), *told.interface_rows()]))
     segments, replaced = _not_yet_analysed(segments, records)
     summary.unchanged = not segments
     if segments:
         batch = lake.Batch(root, xxhash.xxh3_64_hexdigest(f"{time.time_ns()}{segments[0].path}".encode()))
         try:
             line = _Line(batch, identities, summary, jobs or os.cpu_count() or 1, vxlan_ports, progress)
-            line.run(segments)
+            line.run(segments, told)
             batch.record.inputs = {segment.content_hash: segment.bytes_read for segment in segments}
             batch.record.replaces = replaced
             known = {content for record in records if record.batch not in replaced for content in record.inputs}
@@ -128,14 +138,14 @@ def analyze(
                 batch.commit()
         finally:
             batch.discard()
-    if metadata and records:
+    if is_learning and records:
         learn(root, identities)
     summary.seconds = time.monotonic() - begun
     return summary
 
 
 def enrich(lake_root: str | Path, metadata: Sequence[str]) -> list[Problem]:
-    """Adds names from kubectl dumps to a lake; what earlier ones told is kept. Returns what could not be read."""
+    """Adds names from dumps and journals to a lake; what earlier ones told is kept. Returns what could not be read."""
     return enrich_lake(Path(lake_root), metadata)
 
 
@@ -156,6 +166,12 @@ def _not_yet_analysed(segments: list[Segment], records: list[lake.Record]) -> tu
     replaced = [record for record in records if record.inputs and set(record.inputs) <= contents]
     again = {content for record in replaced for content in record.inputs}
     return [s for s in segments if s.content_hash not in known - again], [record.batch for record in replaced]
+
+
+def _only_cluster(segments: Sequence[Segment]) -> str | None:
+    """The cluster of what was recorded, if it is one."""
+    clusters = {segment.cluster for segment in segments if segment.cluster is not None}
+    return clusters.pop() if len(clusters) == 1 else None
 
 
 def _may_be_known(segment: Segment, sizes: set[int]) -> bool:
@@ -190,7 +206,7 @@ class _Line:
         self._seen_bytes = 0
         self._total_bytes: int | None = None
 
-    def run(self, segments: list[Segment]) -> None:
+    def run(self, segments: list[Segment], told: Told) -> None:
         """One recording after the other, until every segment belongs to one."""
         self._segment_names = [segment.name for segment in segments]
         numbers = {id(segment): number for number, segment in enumerate(segments)}
@@ -210,6 +226,10 @@ class _Line:
         for segment, counts, node in self._read:
             self._batch.add("segments", segments_table([(segment, counts)], now), node)
             self._summary.problems += [*segment.problems, *_undecoded(segment, counts)]
+        for name, tables in ("interfaces", told.interfaces), ("node_counters", told.counters):
+            for node, table in tables.items():
+                self._batch.add(name, table, node)
+        self._batch.add("gaps", gaps_table(told.gaps))
 
     def _chunks(
         self, node: str, segments: list[Segment], left_over: list[Segment], numbers: dict[int, int]
