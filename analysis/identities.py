@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -76,18 +77,32 @@ def load_identities(
     return Identities(_to_table(settle(found)), lives.blind()), problems
 
 
-def add_identities(identities: Identities, table_name: str, table: pa.Table) -> pa.Table:
+def add_identities(identities: Identities, table_name: str, table: pa.Table, cluster: str | None = None) -> pa.Table:
     """`table` with its identity columns filled or replaced, in the order and types of schemas.TABLES[table_name].
 
-    Both sides of a flow are looked up as of its first packet. Tables without identity columns come back as they are.
+    Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which. Tables
+    without identity columns come back as they are.
     """
     if table_name not in _SIDES:
         return table
+    if "cluster" not in table.column_names:
+        table = table.append_column("cluster", _repeated(cluster, len(table)))
+    clusters = table["cluster"].unique().to_pylist()
+    if len(clusters) <= 1:
+        return _named(identities, table_name, table, clusters[0] if clusters else None)
+    codes = pc.index_in(table["cluster"].cast(pa.string()), pa.array(clusters, pa.string()))
+    rows = [np.flatnonzero(_numpy(_array(codes), -1) == code) for code in range(len(clusters))]
+    parts = [_named(identities, table_name, table.take(each), name) for each, name in zip(rows, clusters, strict=True)]
+    return pa.concat_tables(parts).unify_dictionaries().take(np.argsort(np.concatenate(rows)))
+
+
+def _named(identities: Identities, table_name: str, table: pa.Table, cluster: str | None) -> pa.Table:
+    """The rows of one cluster."""
     time, sides, protocol_of = _SIDES[table_name]
     protocol = _dictionary(protocol_of(table))
     columns: dict[str, Column] = {name: table[name] for name in table.column_names}
     for side in sides:
-        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time])
+        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time], cluster)
         columns.update({f"{side}_{name}": answer for name, answer in answers.items()})
     schema = schemas.TABLES[table_name].schema
     return pa.table([columns[field.name] for field in schema], schema=schema)
@@ -100,6 +115,8 @@ class Identities:
         """`table` as schemas.IDENTITIES, settled; `blind`: when the journal that it is from saw nothing of the pods."""
         self.table = table
         self.blind = blind
+        self._lookups: dict[str | None, _Lookup] = {}
+        self._lock = Lock()
 
     @property
     def is_empty(self) -> bool:
@@ -124,21 +141,27 @@ class Identities:
         port: Column,
         protocol: Column,
         ts: Column,
+        cluster: str | None = None,
     ) -> dict[str, Words]:
         """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
 
-        `ip` and `protocol` (upper case) are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are
-        of one length, and all but `ts` may be null. An owner of the very port is preferred to one of the address.
+        Owners in other clusters than `cluster` don't count; None: those of all do. `ip` and `protocol` (upper case)
+        are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are of one length, and all but `ts`
+        may be null. An owner of the very port is preferred to one of the address.
         """
         if not len(self.table):
             return _answers(_names_table(_NAMELESS), np.full(len(ip), UNKNOWN))
         nanoseconds = _numpy(_array(ts).cast(pa.timestamp("ns", tz="UTC")).view(pa.int64()), 0)
-        owner = self._lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
-        return _answers(self._lookup.names, owner)
+        lookup = self._lookup(cluster)
+        owner = lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
+        return _answers(lookup.names, owner)
 
-    @cached_property
-    def _lookup(self) -> _Lookup:
-        return _Lookup(_from_table(self.table))
+    def _lookup(self, cluster: str | None) -> _Lookup:
+        with self._lock:  # lookups run in several threads
+            if cluster not in self._lookups:
+                rows = _from_table(self.table)
+                self._lookups[cluster] = _Lookup([row for row in rows if not cluster or row.cluster in (None, cluster)])
+            return self._lookups[cluster]
 
 
 class _Lookup:
@@ -250,7 +273,7 @@ def _index_in(words: Array, values: Array) -> Integers:
     return np.append(_numpy(pc.index_in(words, value_set=values), -1), -1)
 
 
-def _repeated(word: str, length: int) -> Words:
+def _repeated(word: str | None, length: int) -> Words:
     return pa.array([word], pa.string()).dictionary_encode().take(np.zeros(length, np.int64))
 
 

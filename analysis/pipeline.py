@@ -197,6 +197,7 @@ class _Line:
         self._vxlan_ports = vxlan_ports
         self._progress = progress
         self._segment_names: list[str] = []
+        self._cluster: str | None = None
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
         self._packet_rows = PacketRows()
@@ -215,6 +216,7 @@ class _Line:
         while remaining:
             first = remaining[0]
             several = len(remaining) < len(segments)
+            self._cluster = first.cluster
             node = first.node or (_node_name(first) if several else lake.UNKNOWN_NODE)
             left_over: list[Segment] = []
             self._record(node, self._chunks(node, remaining, left_over, numbers))
@@ -328,19 +330,20 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
-        table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
+        table = flows_table(*rows[:-1], self._points.names)
+        table = add_identities(self._identities, "flows", table, self._cluster)
         self._batch.add("flows", lake.clustered("flows", table), node)
         self._batch.add("flow_minutes", flow_minutes_table(rows[-1]), node)
         self._summary.flows += len(table)
 
     def _write_retransmits(self, node: str, events: Records) -> None:
         table = retransmits_table(events, self._segment_names, self._points.names)
-        self._batch.add("retransmits", add_identities(self._identities, "retransmits", table), node)
+        self._batch.add("retransmits", add_identities(self._identities, "retransmits", table, self._cluster), node)
         self._summary.retransmits += len(table)
 
     def _write_dns(self, node: str, dns: Dns) -> None:
         table = dns_table(dns.rows(), self._segment_names, self._points.names)
-        self._batch.add("dns", add_identities(self._identities, "dns", table), node)
+        self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
         self._summary.transactions += len(table)
 
     def _show_progress(self) -> None:

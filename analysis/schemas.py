@@ -112,6 +112,7 @@ FLOWS: Final = Table(
     "flows",
     "one bidirectional, time-bounded 5-tuple at one observation point",
     (
+        CLUSTER,
         Column("flow_uid", TEXT, "stable id: the same input gives the same id"),
         Column("community_id", TEXT, "Community ID v1 (seed 0), to join with Zeek and Suricata"),
         INTERFACE,
@@ -174,6 +175,7 @@ RETRANSMITS: Final = Table(
     "retransmits",
     "one packet that is a retransmission or looks like one; a row exists if kind or wireshark_kind is set",
     (
+        CLUSTER,
         Column("ts", TIME, "when the packet was captured"),
         Column("segment", NAME, "the capture file of the packet"),
         Column("frame_number", pa.int64(), "1-based frame number in it"),
@@ -207,6 +209,7 @@ DNS: Final = Table(
     "dns",
     "one DNS transaction: a question with its answer, or without one",
     (
+        CLUSTER,
         Column("query_segment", NAME, "capture file of the first query", null="no query seen"),
         Column("query_frame", pa.int64(), "frame number of the first query (TCP: of the packet that completes it)", null="no query seen"),
         Column("response_segment", NAME, "capture file of the response", null="no response seen"),

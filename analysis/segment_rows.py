@@ -76,6 +76,8 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
     ledger = None if manifest.salvaged else manifest.ledger
     part = manifest.derived_from
     opened, sealed = manifest.opened_ns, manifest.sealed_ns
+    if manifest.salvaged:  # much later
+        sealed = manifest.last_packet_ns or opened
     if part:
         opened = max(opened, part.since_ns or opened)
         sealed = min(sealed, part.until_ns or sealed)

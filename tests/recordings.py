@@ -29,6 +29,7 @@ from capture.contract import (
 )
 
 LINKTYPE_SLL2 = 276
+LINKTYPE_RAW = 101
 START = 1_772_373_780 * NANOSECONDS
 """2026-03-01T14:03:00Z."""
 Record = tuple[int, int, Packet]
@@ -48,12 +49,13 @@ def clock(time_ns: int) -> str:
 
 
 def pcap(records: Iterable[Record], link_type: int = LINKTYPE_SLL2) -> bytes:
-    """Nanosecond pcap; of each packet an SLL2 header, incoming, and the IP packet."""
+    """Nanosecond pcap; of each packet an SLL2 header, incoming, and the IP packet, or (LINKTYPE_RAW) that alone."""
     parts = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, link_type)]
     for time_ns, index, packet in records:
         ip = bytes(packet)
         protocol = 0x86DD if ip[0] >> 4 == 6 else 0x0800
-        data = struct.pack(">HHIHBB8s", protocol, 0, index, 1, 0, 6, bytes(8)) + ip
+        header = struct.pack(">HHIHBB8s", protocol, 0, index, 1, 0, 6, bytes(8))
+        data = (header if link_type == LINKTYPE_SLL2 else b"") + ip
         seconds, nanoseconds = divmod(time_ns, NANOSECONDS)
         parts.append(struct.pack("<IIII", seconds, nanoseconds, len(data), len(data)) + data)
     return b"".join(parts)
@@ -88,11 +90,12 @@ class Node:
         until_ns: int,
         records: Sequence[Record] = (),
         compressed: bool = False,
+        link_type: int = LINKTYPE_SLL2,
         **more: Any,
     ) -> Path:
         """A sealed segment and its manifest, of which `more` may change anything; returns the segment's path."""
         self.seq += 1
-        name, data = stem(since_ns, self.seq), pcap(records)
+        name, data = stem(since_ns, self.seq), pcap(records, link_type)
         times = [time_ns for time_ns, _, _ in records]
         manifest = Manifest(
             cluster=self.cluster,
@@ -100,7 +103,7 @@ class Node:
             stem=name,
             opened_ns=since_ns,
             sealed_ns=until_ns,
-            link_type=LINKTYPE_SLL2,
+            link_type=link_type,
             snaplen=262_144,
             packets=len(records),
             size_bytes=len(data),
