@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from analysis.kubernetes_objects import Cluster, Object, is_completed, kept_ns, of_object, workload_of
 from analysis.layout import NANOSECONDS
-from analysis.ownerships import NO_END_NS, Ownership, Proof, joined
-from analysis.watching import CLOCKS_NS, Span, Watching, blind_between
+from analysis.ownerships import CLOCKS_NS, NO_END_NS, Ownership, Proof, joined
+from analysis.watching import Span, Watching, blind_between
 from capture.contract import JournalRecord
 
 SOURCE: Final = "journal"
@@ -166,11 +166,11 @@ def _of_pod(life: _Life, alive_ns: int, cluster: Cluster, blind: list[Span]) -> 
         if not life.is_completed and life.deleted_ns is not None:
             end_ns = life.deleted_ns
         elif not life.is_completed and life.missed_ns is not None:
-            end_ns = max(alive_ns - CLOCKS_NS, fact.kept_ns)
+            end_ns = max(alive_ns - CLOCKS_NS, fact.held_ns, fact.kept_ns)
         end_ns = min(end_ns, life.dropped.get(address, end_ns))
         start_ns = fact.start_ns
-        if any(start_ns < until and since < fact.held_ns for since, until in blind):
-            start_ns = fact.held_ns  # before that, somebody unseen may have had it
+        if life.is_completed and any(since < end_ns and fact.kept_ns < until for since, until in blind):
+            end_ns = fact.kept_ns  # after that, somebody unseen may have had it
         if start_ns < end_ns:
             first = Proof(_written(min(fact.held_ns, min(fact.proofs).taken_ns)), SOURCE, True)
             yield replace(
@@ -178,6 +178,7 @@ def _of_pod(life: _Life, alive_ns: int, cluster: Cluster, blind: list[Span]) -> 
                 start_ns=start_ns,
                 end_ns=end_ns,
                 kept_ns=max(start_ns, min(fact.kept_ns, end_ns)),
+                unseen_before=any(start_ns < until and since < fact.held_ns for since, until in blind),
                 workload=workload,
                 workload_kind=workload_kind,
                 proofs=frozenset([first, max(fact.proofs)]),

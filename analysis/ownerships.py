@@ -13,21 +13,23 @@ these rules hold; none of them guesses between two owners, and none gives up wha
 4. Where one owner was proven for the last time before another was proven for the first time, they followed each
    other: the address changed hands after the second started and before it held the address for certain, but not while
    the first was still proven. (A pod starts, by the second, before it gets its address.) In between both stay, and
-   a lookup answers `ambiguous`. Where the first had ended just before the second started, its network may still have
-   been there: in between it is nobody's.
+   a lookup answers `ambiguous`.
 5. What still overlaps is shown by the same dumps: the owners stay, and a lookup answers `ambiguous`.
 6. An address that belongs to a node only because of its place in the node's pod range (bridge, tunnel) is a
    pod's or service's if one was ever seen to own it.
-7. After the newest dump an owner stays: captures often run on after it.
+7. Where one owner had completed just before the next one started, its network may still have been there; where the
+   journal saw nothing, anybody may have come and gone: a lookup answers the next one once that held the address for
+   certain.
+8. After the newest dump an owner stays: captures often run on after it.
 
 Settling what is settled changes nothing, so new dumps can join old ones at any time.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -36,6 +38,8 @@ from analysis.layout import NANOSECONDS
 BEGINNING_NS: Final = -(2**63)
 """Start of an owner whose start nothing bounds."""
 NO_END_NS: Final = 2**63 - 1
+CLOCKS_NS: Final = NANOSECONDS
+"""By how much the clocks of a journal and of a node may differ."""
 TEARDOWN_NS: Final = 30 * NANOSECONDS
 """A pod's network may outlive its containers by this much."""
 
@@ -76,6 +80,8 @@ class Ownership:
     proofs: frozenset[Proof]
     cluster: str | None = None
     """None: nothing tells it."""
+    unseen_before: bool = False
+    """Before held_ns somebody else may have had it, of whom nothing is known."""
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -96,6 +102,11 @@ class Ownership:
     def first_proven_ns(self) -> int:
         """The first moment at which a dump proves it; a completed pod is proven until its end."""
         return min(min(self.proofs).taken_ns, self.end_ns)
+
+    @property
+    def is_completed(self) -> bool:
+        """It ended by itself, and said so: that is a whole second, in which it may have had the address still."""
+        return self.end_ns <= self.kept_ns + NANOSECONDS
 
     @property
     def is_range(self) -> bool:
@@ -143,6 +154,7 @@ def joined(one: Ownership, other: Ownership) -> Ownership:
         start_ns=min(older.start_ns, newer.start_ns),
         held_ns=min(older.held_ns, newer.held_ns),
         kept_ns=min(max(older.kept_ns, newer.kept_ns), newer.end_ns),
+        unseen_before=older.unseen_before and newer.unseen_before,
         proofs=older.proofs | newer.proofs,
     )
 
@@ -192,14 +204,27 @@ def _bounded(owner: Ownership, owners: Sequence[Ownership]) -> Ownership:
     after = [other for other in owners if owner.kept_ns < other.first_proven_ns and other is not owner]
     start_ns = max([owner.start_ns, *(other.kept_ns for other in before)])
     held_ns = max(owner.held_ns, start_ns)
-    if any(other.end_ns <= start_ns < other.end_ns + TEARDOWN_NS for other in before):
-        start_ns = held_ns
     end_ns = owner.end_ns
     if after:
         following = min(after, key=lambda other: max(other.held_ns, owner.kept_ns))
-        # A completed pod's time is a whole second: in that one it may be either.
-        released_ns = end_ns if end_ns <= owner.kept_ns + NANOSECONDS else owner.kept_ns
-        handed_over_ns = max(following.held_ns, released_ns)
-        if following.start_ns < end_ns:
+        handed_over_ns = max(following.held_ns, end_ns if owner.is_completed else owner.kept_ns)
+        if following.start_ns < end_ns + CLOCKS_NS:
             end_ns = handed_over_ns
     return replace(owner, start_ns=start_ns, held_ns=held_ns, kept_ns=min(owner.kept_ns, end_ns), end_ns=end_ns)
+
+
+def named_since(owners: Iterable[Ownership]) -> Iterator[tuple[Ownership, int]]:
+    """Rule 7: settled owners, each with since when a lookup answers it."""
+    by_address = defaultdict(list)
+    for owner in owners:
+        by_address[owner.address].append(owner)
+    for of_address in by_address.values():
+        starts = sorted(owner.start_ns for owner in of_address)
+        ends = sorted(owner.end_ns for owner in of_address)
+        completed = sorted(owner.end_ns for owner in of_address if owner.is_completed)
+        for owner in of_address:
+            before = bisect_right(completed, owner.start_ns)
+            is_close = before and owner.start_ns < completed[before - 1] + TEARDOWN_NS
+            is_alone = bisect_left(starts, owner.held_ns) - bisect_right(ends, owner.start_ns) <= 1
+            is_doubtful = owner.unseen_before or is_close
+            yield owner, owner.held_ns if is_doubtful and is_alone else owner.start_ns

@@ -352,6 +352,7 @@ IDENTITIES: Final = Table(
         Column("protocol", NAME, "only this protocol, with port", null="every protocol"),
         Column("start", TIME, "since when (inclusive)", null="known from the beginning of time: nothing bounds it"),
         Column("held", TIME, "by when it had the address for certain; before that, who had it before may have had it still", null="since its start"),
+        Column("unseen_before", pa.bool_(), "before held, somebody of whom nothing is known may have had the address: the journal saw nothing then"),
         Column("kept", TIME, "until when it had the address for certain; who had it next may have it since then", null="as long as its source shows it"),
         Column("end", TIME, "until when (exclusive)", null="no end known"),
         Column("identity", NAME, "pod, service or node"),

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
-from analysis.layout import NANOSECONDS
 from capture.contract import JournalRecord
 
 Span = tuple[int, int]
 """Half-open, in nanoseconds."""
-CLOCKS_NS: Final = NANOSECONDS
-"""By how much the journal's clock and a node's may differ."""
 
 
 class Watching:

@@ -668,6 +668,7 @@ def random_rows(chance: random.Random) -> list[Object]:
         rows.append(
             {
                 "cluster": None,
+                "unseen_before": False,
                 "ip": chance.choice(["10.1.0.1", "10.1.0.2", "fd00::1", "34.1.2.3", "10.9.0.0/20"]),
                 "port": port,
                 "protocol": None if port is None else chance.choice(["TCP", "UDP"]),
