@@ -27,7 +27,7 @@ from analysis.dumps import HOW_TO_DUMP, format_time, parse_time, read_dumps
 from analysis.errors import PodtapError, Problem
 from analysis.journals import is_journal, journal_files, read_journal
 from analysis.kubernetes_objects import ownerships
-from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, named_since, settle
+from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, doubtful, settle
 from analysis.sandboxes import Sandbox, witnessed
 from analysis.timelines import NOBODY, SEVERAL, Timelines
 
@@ -173,8 +173,9 @@ class _Lookup:
         numbers = {ip: number for number, ip in enumerate(self._ips.to_pylist())}
         names: dict[tuple[str | None, ...], int] = {name: at for at, name in enumerate(_NAMELESS)}
         of_address, of_port = [], []
-        for row, since_ns in named_since(owners):
-            interval = since_ns, row.end_ns, names.setdefault(_names(row), len(names))
+        named = [(row, row.end_ns, names.setdefault(_names(row), len(names))) for row in owners]
+        for row, end_ns, owner in [*named, *((row, row.held_ns, _AMBIGUOUS) for row in doubtful(owners))]:
+            interval = row.start_ns, end_ns, owner
             if row.port is None:
                 of_address.append((numbers[row.ip], *interval))
             elif row.protocol in _PROTOCOLS:

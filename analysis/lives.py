@@ -24,6 +24,8 @@ from capture.contract import JournalRecord
 
 SOURCE: Final = "journal"
 STATES: Final = frozenset(["listed", "added", "modified", "deleted"])
+LATE_NS: Final = 5 * NANOSECONDS
+"""How late the journal hears of what happened: when it goes blind, that is on its way still."""
 OWNERS: Final = ("Pod", "Service", "Node", "ServiceCIDR")
 
 Address = tuple[object, ...]
@@ -128,7 +130,7 @@ class Lives:
 
     def ownerships(self) -> list[Ownership]:
         """What every object owned, unsettled."""
-        blind = self.blind()
+        blind = [(since - LATE_NS, until) for since, until in self.blind()]
         found: list[Ownership] = []
         for uid, life in self._lives.items():
             alive_ns = max(life.alive_ns, *(each.last_saw(uid) for each in self._watching.values()))
@@ -163,10 +165,12 @@ def _of_pod(life: _Life, alive_ns: int, cluster: Cluster, blind: list[Span]) -> 
     workload, workload_kind = workload_of(life.owner, cluster) if life.owner else (None, None)
     for address, fact in life.facts.items():
         end_ns = fact.end_ns
+        unseen_before = any(fact.start_ns < until and since < fact.held_ns for since, until in blind)
         if not life.is_completed and life.deleted_ns is not None:
             end_ns = life.deleted_ns
         elif not life.is_completed and life.missed_ns is not None:
-            end_ns = max(alive_ns - CLOCKS_NS, fact.held_ns, fact.kept_ns)
+            end_ns = max(alive_ns - LATE_NS, fact.held_ns, fact.kept_ns)
+            unseen_before |= alive_ns - LATE_NS < fact.held_ns
         end_ns = min(end_ns, life.dropped.get(address, end_ns))
         start_ns = fact.start_ns
         if life.is_completed and any(since < end_ns and fact.kept_ns < until for since, until in blind):
@@ -178,7 +182,7 @@ def _of_pod(life: _Life, alive_ns: int, cluster: Cluster, blind: list[Span]) -> 
                 start_ns=start_ns,
                 end_ns=end_ns,
                 kept_ns=max(start_ns, min(fact.kept_ns, end_ns)),
-                unseen_before=any(start_ns < until and since < fact.held_ns for since, until in blind),
+                unseen_before=unseen_before,
                 workload=workload,
                 workload_kind=workload_kind,
                 proofs=frozenset([first, max(fact.proofs)]),

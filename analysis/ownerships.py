@@ -18,8 +18,8 @@ these rules hold; none of them guesses between two owners, and none gives up wha
 6. An address that belongs to a node only because of its place in the node's pod range (bridge, tunnel) is a
    pod's or service's if one was ever seen to own it.
 7. Where one owner had completed just before the next one started, its network may still have been there; where the
-   journal saw nothing, anybody may have come and gone: a lookup answers the next one once that held the address for
-   certain.
+   journal saw nothing, anybody may have come and gone: until the next one held the address for certain, a lookup
+   answers `ambiguous`.
 8. After the newest dump an owner stays: captures often run on after it.
 
 Settling what is settled changes nothing, so new dumps can join old ones at any time.
@@ -27,7 +27,7 @@ Settling what is settled changes nothing, so new dumps can join old ones at any 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -213,18 +213,15 @@ def _bounded(owner: Ownership, owners: Sequence[Ownership]) -> Ownership:
     return replace(owner, start_ns=start_ns, held_ns=held_ns, kept_ns=min(owner.kept_ns, end_ns), end_ns=end_ns)
 
 
-def named_since(owners: Iterable[Ownership]) -> Iterator[tuple[Ownership, int]]:
-    """Rule 7: settled owners, each with since when a lookup answers it."""
+def doubtful(owners: Iterable[Ownership]) -> Iterator[Ownership]:
+    """Rule 7: those settled owners that are not to be named before they held the address for certain."""
     by_address = defaultdict(list)
     for owner in owners:
         by_address[owner.address].append(owner)
     for of_address in by_address.values():
-        starts = sorted(owner.start_ns for owner in of_address)
-        ends = sorted(owner.end_ns for owner in of_address)
         completed = sorted(owner.end_ns for owner in of_address if owner.is_completed)
         for owner in of_address:
             before = bisect_right(completed, owner.start_ns)
             is_close = before and owner.start_ns < completed[before - 1] + TEARDOWN_NS
-            is_alone = bisect_left(starts, owner.held_ns) - bisect_right(ends, owner.start_ns) <= 1
-            is_doubtful = owner.unseen_before or is_close
-            yield owner, owner.held_ns if is_doubtful and is_alone else owner.start_ns
+            if owner.start_ns < owner.held_ns and (is_close or owner.unseen_before):
+                yield owner

@@ -205,14 +205,14 @@ def test_who_was_there_before_and_after_a_gap_was_there_in_between(tmp_path: Pat
 def test_who_is_gone_after_a_gap_is_not_named_in_it(tmp_path: Path, journal: Journal) -> None:
     journal.tell("added", 5, pod(start=0))
     relisted(journal, 20, 50, gone=[pod(start=0)])
-    assert who(journal.identities(tmp_path), [18.9, 21, 49, 51]) == ["web", "unknown", "unknown", "unknown"]
+    assert who(journal.identities(tmp_path), [14.9, 16, 49, 51]) == ["web", "unknown", "unknown", "unknown"]
 
 
 def test_who_began_in_a_gap_is_named_once_it_had_the_address_for_certain(tmp_path: Path, journal: Journal) -> None:
     """Somebody unseen may have had it until then."""
     journal.tell("added", 5, pod("old"))
     relisted(journal, 20, 50, pod("new", start=40), gone=[pod("old")])
-    assert who(journal.identities(tmp_path), [18, 39, 41.9, 42, 60]) == ["old", "unknown", "unknown", "new", "new"]
+    assert who(journal.identities(tmp_path), [14, 39, 41.9, 42, 60]) == ["old", "unknown", "ambiguous", "new", "new"]
 
 
 def test_another_writer_that_saw_all_fills_the_gap(tmp_path: Path, journal: Journal) -> None:
@@ -242,7 +242,7 @@ def test_files_follow_each_other_unless_one_between_them_is_missing(tmp_path: Pa
     write_journal(tmp_path / "lost", later.records, seq=3)
     identities, _ = load_identities([str(tmp_path / "lost")])
     assert identities.blind == [(at(20), at(60))]
-    assert who(identities, [18, 40]) == ["web", "unknown"]
+    assert who(identities, [14, 40]) == ["web", "unknown"]
     write_journal(tmp_path / "next", journal.records, seq=1)
     write_journal(tmp_path / "next", later.records, seq=2)
     assert load_identities([str(tmp_path / "next")])[0].blind == []
