@@ -1,4 +1,4 @@
-"""Numbers in network byte order, as kernels read them out of packets, and in Parquet's, as they write them.
+"""Numbers as kernels read them out of packets and write them into Parquet, and hints what they need soon.
 
 Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
 """
@@ -14,6 +14,8 @@ from numba import types
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from analysis.layout import CACHE_LINE
+
 
 def check_bounds(context, builder, array, at, width):
     """Code that raises IndexError unless `width` bytes from `at` on are in the array."""
@@ -23,8 +25,8 @@ def check_bounds(context, builder, array, at, width):
         context.call_conv.return_user_exc(builder, IndexError, ("index is out of bounds",))
 
 
-def big_endian_load(width, type_):
-    """A kernel's read of `width` bytes in network byte order: one look at the array's bounds, not one a byte."""
+def load_of(width, type_, order):
+    """A kernel's read of `width` bytes in this byte order ("big" is the network's): one look at the array's bounds."""
 
     @intrinsic
     def load(context, data, at):
@@ -37,7 +39,7 @@ def big_endian_load(width, type_):
             check_bounds(context, builder, array, at, width)
             pointer = builder.bitcast(builder.gep(array.data, [at]), ir.IntType(8 * width).as_pointer())
             value = builder.load(pointer, align=1)
-            if sys.byteorder == "little":
+            if sys.byteorder != order:
                 value = builder.bswap(value)
             return value if width == 8 else builder.zext(value, ir.IntType(64))
 
@@ -46,18 +48,20 @@ def big_endian_load(width, type_):
     def load_in_python(data, at):
         if not 0 <= at <= len(data) - width:
             raise IndexError("index is out of bounds")
-        return getattr(np, type_.name)(int.from_bytes(data[at : at + width].tobytes(), "big"))
+        return getattr(np, type_.name)(int.from_bytes(data[at : at + width].tobytes(), order))
 
     return load_in_python if numba.config.DISABLE_JIT else load
 
 
-be16 = big_endian_load(2, types.int64)
-be32 = big_endian_load(4, types.int64)
-be64 = big_endian_load(8, types.uint64)
+be16 = load_of(2, types.int64, "big")
+be32 = load_of(4, types.int64, "big")
+be64 = load_of(8, types.uint64, "big")
+le16 = load_of(2, types.int64, "little")
+le32 = load_of(4, types.int64, "little")
 
 
 def little_endian_store(width):
-    """A kernel's write of the lowest `width` bytes of a number, lowest byte first; as big_endian_load()."""
+    """A kernel's write of the lowest `width` bytes of a number, lowest byte first; as load_of()."""
 
     @intrinsic
     def store(context, data, at, value):
@@ -89,3 +93,40 @@ def little_endian_store(width):
 
 put32 = little_endian_store(4)
 put64 = little_endian_store(8)
+
+
+def prefetch_of(all_lines):
+    """A kernel's hint that it will need array[at] soon: of a record, its first cache line or all of them.
+
+    Memory further away than the nearest caches takes as long as some hundred instructions: who knows early what is
+    needed next does not have to wait. There need not be such an element.
+    """
+
+    @intrinsic
+    def prefetch(context, array, at):
+        if not (isinstance(array, types.Array) and array.ndim == 1):
+            return None
+
+        def write_code(context, builder, signature, arguments):
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            at = context.cast(builder, arguments[1], signature.args[1], types.intp)
+            begin = builder.add(builder.ptrtoint(array.data, at.type), builder.mul(at, array.itemsize))
+            size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+            pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+            hint = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+            for line in range(0, size if all_lines else 1, CACHE_LINE):
+                address = builder.inttoptr(builder.add(begin, ir.Constant(begin.type, line)), pointer)
+                builder.call(hint, [address, number(1), number(3), number(1)])  # to write, keep, data
+            return context.get_dummy_value()
+
+        return signature(types.void, array, at), write_code
+
+    def prefetch_in_python(array, at):
+        pass
+
+    return prefetch_in_python if numba.config.DISABLE_JIT else prefetch
+
+
+prefetch = prefetch_of(all_lines=False)
+prefetch_all = prefetch_of(all_lines=True)

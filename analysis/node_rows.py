@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from analysis.schemas import INTERFACES, NAME, NODE_COUNTERS, Table
+from analysis import columns
+from analysis.schemas import INTERFACES, NODE_COUNTERS, Table
 from capture.contract import Interface, Manifest
 
 _TOLD: Final = ("name", "kind", "role", "cni", "mac", "master", "peer", "vni", "addresses", "reaches")
@@ -74,8 +75,9 @@ def counters_table(manifests: Iterable[Manifest]) -> pa.Table:
 
 
 def _to_table(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    columns = [
-        pa.array([row[c.name] for row in rows], pa.string() if c.type == NAME else c.type).cast(c.type)
-        for c in table.columns
-    ]
-    return pa.table(columns, schema=table.schema)
+    found: dict[str, Any] = {}
+    for column in table.columns:
+        values = [row[column.name] for row in rows]
+        is_list = pa.types.is_list(column.type)
+        found[column.name] = pa.array(values, column.type) if is_list else columns.values(values, column.type)
+    return columns.to_table(table.name, found)

@@ -151,11 +151,13 @@ class PacketRows:
         """
         self._make_slots(slots)
         named = np.array([name is not None for name in interface_names], np.bool_)
+        distinct = _distinct(interface_names)
+        places = np.array([distinct.index(name or "") for name in interface_names], np.int32)
         packets = packets[: self._row_group_rows - self._taken]
         taken = 0
         while taken < len(packets):
             part = packets[taken : taken + self._page_rows - self._count]
-            self._split(data, part, named)
+            self._split(data, part, named, places)
             taken += len(part)
             if self._count == self._page_rows:
                 self._encode()
@@ -175,7 +177,8 @@ class PacketRows:
 
     def clear(self) -> None:
         """Makes room for the next row group."""
-        kernels.forget(self._entry_of_slot, self._dictionaries.entries[: self._counts[kernels.ENTRIES]])
+        entries = self._dictionaries.entries[: self._counts[kernels.ENTRIES]]
+        self._entry_of_slot[entries["slot"]] = kernels.NOTHING
         for which, table in (
             (kernels.INNER, self._dictionaries.inner_table),
             (kernels.OUTER, self._dictionaries.outer_table),
@@ -194,7 +197,13 @@ class PacketRows:
             larger[: len(self._entry_of_slot)] = self._entry_of_slot
             self._entry_of_slot = larger
 
-    def _split(self, data: npt.NDArray[np.uint8], packets: npt.NDArray[np.void], named: npt.NDArray[np.bool_]) -> None:
+    def _split(
+        self,
+        data: npt.NDArray[np.uint8],
+        packets: npt.NDArray[np.void],
+        named: npt.NDArray[np.bool_],
+        places: npt.NDArray[np.int32],
+    ) -> None:
         start = self._count
         with np.errstate(over="ignore"):
             known = kernels.split(
@@ -205,6 +214,9 @@ class PacketRows:
                 quoting = np.flatnonzero(valid & kernels.QUOTES)
                 self.place_quotes(decode_quotes(data, packets[quoting]), quoting + start)
         self._count += len(packets)
+        if len(set(places.tolist())) < len(places):
+            column = self._columns.places[kernels.INTERFACE, start : self._count]
+            column[:] = places[column]
 
     def place_quotes(self, quoted: npt.NDArray[np.void], at: npt.NDArray[np.int64]) -> None:
         """PACKET[n] that ICMP errors quote, to the rows `at` of the room."""
@@ -241,7 +253,7 @@ class PacketRows:
         kinds = met.kinds[: self._counts[kernels.KINDS]]
         protocols = _words(columns.PROTOCOL_NAMES)
         made = {
-            "interface": _words([name or "" for name in interface_names]),
+            "interface": _words(_distinct(interface_names)),
             "direction": _words(["in", "out"]),
             "segment": _words(segment_names),
             "flow_uid": _uids(met.entries["uid"][: self._counts[kernels.ENTRIES]]),
@@ -257,6 +269,11 @@ class PacketRows:
             "quoted_dst_ip": inner,
         }
         return made | self._encoder.number_dictionaries()
+
+
+def _distinct(names: Sequence[str | None]) -> list[str]:
+    """In a dictionary each word stands once (readers count on it), but two nodes may have an interface of one name."""
+    return list(dict.fromkeys(name or "" for name in names))
 
 
 def _words(words: Sequence[str]) -> Dictionary:

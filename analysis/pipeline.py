@@ -48,6 +48,7 @@ from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
 from analysis.recordings import Told, gaps_table, told_by, unseen_pods
 from analysis.retransmits import Retransmits, retransmits_table
+from analysis.rooms import Ring
 from analysis.sandboxes import sandboxes
 from analysis.schemas import IDENTITIES
 from analysis.segment_rows import segments_table
@@ -201,7 +202,7 @@ class _Line:
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
         self._packet_rows = PacketRows()
-        self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
+        self._bytes = Ring(np.uint8, 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []
         self._seen_bytes = 0
@@ -342,9 +343,11 @@ class _Line:
         self._summary.retransmits += len(table)
 
     def _write_dns(self, node: str, dns: Dns) -> None:
-        table = dns_table(dns.rows(), self._segment_names, self._points.names)
-        self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
-        self._summary.transactions += len(table)
+        rows = dns.rows()
+        for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
+            table = dns_table(part, self._segment_names, self._points.names)
+            self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
+        self._summary.transactions += len(rows)
 
     def _show_progress(self) -> None:
         if self._progress:
@@ -402,21 +405,6 @@ def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str
         "server_ip": server,
     }
     return columns.to_table("dns", values, without=columns.identity_names("dns"))
-
-
-class Ring:
-    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
-
-    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
-        self._arrays = deque([np.empty(0, dtype)] * size)
-
-    def take(self, length: int) -> npt.NDArray[Any]:
-        """The next array, of this length; what it held is lost."""
-        array = self._arrays.popleft()
-        if len(array) < length:
-            array = np.empty(length, array.dtype)
-        self._arrays.append(array)
-        return array[:length]
 
 
 class ObservationPoints:

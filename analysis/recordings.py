@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis import columns
 from analysis.errors import Problem
 from analysis.node_rows import counters_table, interfaces_table
 from analysis.schemas import GAPS
@@ -138,4 +139,5 @@ def gaps_table(rows: Sequence[Row]) -> pa.Table:
     """Rows of schemas.GAPS, each once."""
     names = GAPS.schema.names
     distinct = {json.dumps([row[name] for name in names]): row for row in rows if row["start"] < row["end"]}
-    return pa.Table.from_pylist([{name: row[name] for name in names} for row in distinct.values()], GAPS.schema)
+    found = {c.name: columns.values([row[c.name] for row in distinct.values()], c.type) for c in GAPS.columns}
+    return columns.to_table("gaps", found)

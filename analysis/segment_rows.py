@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from analysis import columns
 from analysis.layout import (
     COUNTED_ARP,
     COUNTED_CUT,
@@ -20,22 +21,19 @@ from analysis.layout import (
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
 )
-from analysis.schemas import NAME, SEGMENTS
+from analysis.schemas import SEGMENTS
 from analysis.segments import Segment, printable
 from capture.contract import Manifest
 
 
 def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: int) -> pa.Table:
     """Rows of schemas.SEGMENTS: each segment that was read, and what decoding counted of it (layout.COUNTED_*)."""
-    columns: dict[str, list[object]] = {column.name: [] for column in SEGMENTS.columns}
+    found: dict[str, list[object]] = {column.name: [] for column in SEGMENTS.columns}
     for segment, counts in rows:
         values = _values(segment, counts, now)
-        for name, column in columns.items():
+        for name, column in found.items():
             column.append(values.get(name))
-    return pa.table(
-        [pa.array(columns[c.name], pa.string() if c.type == NAME else c.type).cast(c.type) for c in SEGMENTS.columns],
-        schema=SEGMENTS.schema,
-    )
+    return columns.to_table("segments", {c.name: columns.values(found[c.name], c.type) for c in SEGMENTS.columns})
 
 
 def _values(s: Segment, counts: npt.NDArray[np.int64], now: int) -> dict[str, Any]:

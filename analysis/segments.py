@@ -30,7 +30,7 @@ from analysis.pcapng import PcapngFramer
 from capture.contract import PART, Manifest
 
 Room: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
-CHUNK_BYTES: Final = 8 << 20
+CHUNK_BYTES: Final = 4 << 20
 STDIN: Final = "-"
 _PEEK_BYTES: Final = 64 << 10
 _MAGIC_BYTES: Final = 4
@@ -117,6 +117,7 @@ class Segment:
     ) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
         """The packets: (data uint8[:], FRAME[:] whose offsets point into it), again and again, frames never empty.
 
+        Frames are there until the next chunk is asked for.
         `room` gives the bytes that a chunk is read into. Never raises for what the file holds or for a failing disk.
         """
         self.interfaces, self.problems = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import time
@@ -16,10 +17,9 @@ from typing import Final
 
 from capture import libpcap, log
 from capture.bpf import FilterError
-from capture.contract import NANOSECONDS
-from capture.endpoint import serve
+from capture.endpoint import serve, split_address
 from capture.errors import PartialError, PodtapError, UsageError
-from capture.filtering import Filtering
+from capture.filtering import Filtering, Wanted
 from capture.interfaces import InterfaceTable
 from capture.metrics import (
     ACCEPTED_PACKETS,
@@ -29,12 +29,6 @@ from capture.metrics import (
     INTERFACE_RESYNCS,
     INTERFACES,
     READER_AGE,
-    RING_BYTES,
-    RING_NEWEST,
-    RING_OLDEST,
-    RING_OVERWRITTEN_IN,
-    RING_QUOTA_BYTES,
-    RING_SEGMENTS,
     SALVAGED_SEGMENTS,
     WRITTEN_BYTES,
     WRITTEN_PACKETS,
@@ -43,6 +37,7 @@ from capture.metrics import (
 from capture.recorder import Recorder
 from capture.retention import Limits
 from capture.ring import Ring
+from capture.ring_metrics import RingMetrics
 from capture.rotation import Rotation
 from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
@@ -83,17 +78,11 @@ def record(settings: Settings) -> None:
     """Until SIGTERM, SIGINT or SIGHUP. PodtapError where it can't start; PartialError: not all could be sealed."""
     with ExitStack() as stack:
         stopping, wake_fd = stack.enter_context(_signals())
+        _check_address(settings.metrics)
         table = InterfaceTable()
         table.start()
         stack.callback(table.stop)
-        filtering = Filtering(
-            settings.filter,
-            settings.interfaces,
-            payload_in_kernel=settings.payload == HEADERS,
-            scope_file=settings.scope_file,
-            own=() if settings.include_own_traffic else _own(settings.metrics),
-            table=table,
-        )
+        filtering = Filtering(_wanted(settings), table)
         sniffer = _sniffer(settings, filtering)
         stack.callback(sniffer.close)
         ring = Ring(settings.root, settings.cluster, settings.node, settings.limits)
@@ -112,7 +101,8 @@ def record(settings: Settings) -> None:
             every_tick=lambda: filtering.follow(sniffer, metrics),
             gap_before_ns=None if newest_ns is None else max(0, time.time_ns() - newest_ns),
         )
-        metrics.on_read(lambda: _refresh(metrics, recorder, ring, table))
+        metrics.on_read(lambda: _refresh(metrics, recorder, table))
+        metrics.on_read(RingMetrics(metrics, ring).refresh)
         if settings.metrics:
             stack.callback(_serve(settings, metrics, lambda: _problems(recorder, filtering)))
         log.info(
@@ -126,6 +116,26 @@ def record(settings: Settings) -> None:
         recorder.finish()
         if not recorder.sealing.finish(SEAL_S):
             raise PartialError("not all segments could be sealed: the next start of the agent seals what is left")
+
+
+def _check_address(metrics: str) -> None:
+    try:
+        if metrics:
+            ipaddress.ip_address(split_address(metrics)[0])
+    except ValueError as error:
+        raise UsageError(f"--metrics: {error}") from error
+
+
+def _wanted(settings: Settings) -> Wanted:
+    return Wanted(
+        settings.filter,
+        settings.interfaces,
+        headers_only=settings.payload == HEADERS,
+        snaplen=settings.snaplen,
+        scope_file=settings.scope_file,
+        own_endpoint=settings.metrics,
+        include_own=settings.include_own_traffic,
+    )
 
 
 def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
@@ -169,17 +179,10 @@ def _facts(settings: Settings, filtering: Filtering) -> Callable[[], SegmentFact
 def _serve(settings: Settings, metrics: Metrics, problems: Callable[[], list[str]]) -> Callable[[], None]:
     try:
         return serve(settings.metrics, metrics, problems).close
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     except OSError as error:
         raise PodtapError(
             f"can't listen at {settings.metrics}: {error.strerror}; give another address with --metrics, or '' for none"
         ) from error
-
-
-def _own(metrics_address: str) -> tuple[int, ...]:
-    port = metrics_address.rpartition(":")[2]
-    return (int(port),) if port.isdecimal() else ()
 
 
 def _problems(recorder: Recorder, filtering: Filtering) -> list[str]:
@@ -189,7 +192,7 @@ def _problems(recorder: Recorder, filtering: Filtering) -> list[str]:
     return [each for each in (stalled, recorder.disk_problem, recorder.source_problem, filtering.problem) if each]
 
 
-def _refresh(metrics: Metrics, recorder: Recorder, ring: Ring, table: InterfaceTable) -> None:
+def _refresh(metrics: Metrics, recorder: Recorder, table: InterfaceTable) -> None:
     """What is counted elsewhere, when somebody asks."""
     totals = recorder.latest
     metrics.set(ACCEPTED_PACKETS, totals.read + totals.kernel + totals.libpcap)
@@ -201,21 +204,6 @@ def _refresh(metrics: Metrics, recorder: Recorder, ring: Ring, table: InterfaceT
     metrics.set(READER_AGE, time.monotonic() - recorder.beat_s)
     metrics.set(INTERFACES, len(table.now()))
     metrics.set(INTERFACE_RESYNCS, table.resyncs)
-    now_ns = time.time_ns()
-    state = ring.state(now_ns)
-    metrics.set(RING_SEGMENTS, state.segments)
-    metrics.set(RING_BYTES, state.bytes, "false")
-    metrics.set(RING_BYTES, state.frozen_bytes, "true")
-    metrics.set(RING_QUOTA_BYTES, state.quota_bytes, "false")
-    metrics.set(RING_QUOTA_BYTES, state.frozen_quota_bytes, "true")
-    metrics.set(RING_OLDEST, _seconds(state.oldest_ns))
-    metrics.set(RING_NEWEST, _seconds(state.newest_ns))
-    left_ns = None if state.overwritten_ns is None else state.overwritten_ns - now_ns
-    metrics.set(RING_OVERWRITTEN_IN, _seconds(left_ns))
-
-
-def _seconds(time_ns: int | None) -> float | None:
-    return None if time_ns is None else time_ns / NANOSECONDS
 
 
 @contextmanager

@@ -79,46 +79,47 @@ class Assembly:
     def assemble(self) -> list[Instruction]:
         """FilterError where it is longer than the kernel takes.
 
-        A test can jump over 255 instructions; farther targets are reached by a jump that follows the test.
+        A test can jump over 255 instructions. Farther targets are reached through a jump: one that is near already, or
+        one that is put behind the test. So it is done from the end, where what is near is known.
         """
-        far: set[tuple[int, str]] = set()
-        while True:
-            positions = [0]
-            for index in range(len(self._steps)):
-                positions.append(positions[-1] + 1 + ((index, "yes") in far) + ((index, "no") in far))
-            grown = {
-                (index, side)
-                for index, step in enumerate(self._steps)
-                if step.is_jump and step.code != JA
-                for side in ("yes", "no")
-                if self._target(index, getattr(step, side), positions) - positions[index] - 1 > _FAR
-            }
-            if grown <= far:
-                break
-            far |= grown
-        if positions[-1] > MOST_INSTRUCTIONS:
-            raise FilterError(f"{positions[-1]} instructions, and the kernel takes {MOST_INSTRUCTIONS} at most")
-        return [each for index in range(len(self._steps)) for each in self._emit(index, positions, far)]
-
-    def _target(self, index: int, label: str, positions: list[int]) -> int:
-        return positions[self._labels[label] if label else index + 1]
-
-    def _emit(self, index: int, positions: list[int], far: set[tuple[int, str]]) -> list[Instruction]:
-        step, at = self._steps[index], positions[index]
-        if not step.is_jump:
-            return [Instruction(step.code, 0, 0, step.k)]
-        targets = {side: self._target(index, getattr(step, side), positions) for side in ("yes", "no")}
-        if step.code == JA:
-            return [Instruction(JA, 0, 0, targets["yes"] - at - 1)]
-        emitted: list[Instruction] = []
-        offsets: dict[str, int] = {}
-        for side, target in targets.items():
-            if (index, side) in far:
-                offsets[side] = len(emitted)
-                emitted.append(Instruction(JA, 0, 0, target - at - 2 - len(emitted)))
+        backwards: list[Instruction] = []
+        to_end = [0] * (len(self._steps) + 1)
+        """Instructions from a step to the end."""
+        relays: dict[int, int] = {}
+        """The nearest jump to a step, as instructions from it to the end."""
+        for index in reversed(range(len(self._steps))):
+            step = self._steps[index]
+            if not step.is_jump:
+                emitted = [Instruction(step.code, 0, 0, step.k)]
+            elif step.code == JA:
+                emitted = [Instruction(JA, 0, 0, to_end[index + 1] - to_end[self._labels[step.yes]])]
             else:
-                offsets[side] = target - at - 1
-        return [Instruction(step.code, offsets["yes"], offsets["no"], step.k), *emitted]
+                targets = [self._labels[label] if label else index + 1 for label in (step.yes, step.no)]
+                emitted = _test(step, targets, to_end, to_end[index + 1], relays)
+            backwards += reversed(emitted)
+            to_end[index] = to_end[index + 1] + len(emitted)
+        if len(backwards) > MOST_INSTRUCTIONS:
+            raise FilterError(f"{len(backwards)} instructions, and the kernel takes {MOST_INSTRUCTIONS} at most")
+        return backwards[::-1]
+
+
+def _test(
+    step: _Step, targets: Sequence[int], to_end: Sequence[int], behind: int, relays: dict[int, int]
+) -> list[Instruction]:
+    """A test, and the jumps that it needs. `behind`: instructions that follow both."""
+    places = {}
+    far = []
+    for target in dict.fromkeys(targets):
+        places[target] = to_end[target]
+        if behind + 2 - places[target] > _FAR:
+            places[target] = relays.get(target, -1)
+            if places[target] < 0 or behind + 2 - places[target] > _FAR:
+                far.append(target)
+    for number, target in enumerate(far):
+        relays[target] = places[target] = behind + len(far) - number
+    yes, no = (behind + len(far) - places[target] for target in targets)
+    jumps = [Instruction(JA, 0, 0, places[target] - 1 - to_end[target]) for target in far]
+    return [Instruction(step.code, yes, no, step.k), *jumps]
 
 
 def add_interfaces(assembly: Assembly, loopback: int | None, only: Sequence[int] | None) -> None:
@@ -174,8 +175,13 @@ def _add_load_without_sll2(assembly: Assembly, code: int, k: int) -> None:
 
 
 def add_end(assembly: Assembly, keep: int = WHOLE) -> None:
-    """Accept with so many bytes what came so far; and where rejected packets go."""
+    """Accept with so many bytes what came so far."""
     assembly.add(RET, keep)
+    add_rejected(assembly)
+
+
+def add_rejected(assembly: Assembly) -> None:
+    """The end of every program: where rejected packets go."""
     assembly.label("rejected")
     assembly.add(RET, 0)
 

@@ -16,7 +16,12 @@ from capture.libpcap import MOST_SNAPLEN
 
 KIB: Final = 1024
 MOST_RING_KIB: Final = (2**31 - 1) // KIB
-NODE_COMMANDS: Final[dict[str, str]] = {}
+NODE_COMMANDS: Final = {
+    "list": "capture.node_commands:list_command",
+    "send": "capture.node_commands:send_command",
+    "freeze": "capture.node_commands:freeze_command",
+    "thaw": "capture.node_commands:thaw_command",
+}
 """Subcommand -> where it is; imported when it is called."""
 
 
@@ -95,9 +100,10 @@ class AgentGroup(Group):
     "--root",
     metavar="DIR",
     type=click.Path(path_type=Path),
+    envvar="PODTAP_ROOT",
     default="/var/lib/podtap",
     show_default=True,
-    help="Folder of the recordings.",
+    help="Folder of the recordings; $PODTAP_ROOT.",
 )
 @click.option("--cluster", metavar="NAME", default="cluster", show_default=True, help="The cluster's name.")
 @click.option("--node", metavar="NAME", help="The node's name.  [default: $NODE_NAME, or the hostname]")

@@ -200,7 +200,7 @@ def _failures(read_s: float) -> Iterator[None]:
     except errors.SSLError as error:
         raise ApiError(f"TLS failed: {error}") from None
     except (errors.HTTPError, OSError) as error:
-        raise ApiError(f"the connection broke: {error}") from None
+        raise ApiError(f"the connection broke: {error.args[0] if error.args else error}") from None
 
 
 def _refusal(response: BaseHTTPResponse, read_s: float) -> ApiError:

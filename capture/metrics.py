@@ -52,11 +52,8 @@ READER_AGE = _gauge(
 )
 SEALED_SEGMENTS = _counter("podtap_sealed_segments_total", "Segments that are complete and have a manifest.")
 SALVAGED_SEGMENTS = _counter("podtap_salvaged_segments_total", "Segments that an earlier run left unsealed.")
-EVICTED_SEGMENTS = _counter(
-    "podtap_evicted_segments_total",
-    "Segments that the ring gave up: quota, age, frozen_quota, asked or lost.",
-    "reason",
-)
+EVICTED_SEGMENTS = _counter("podtap_evicted_segments_total", "Segments that the ring gave up for newer ones.")
+LOST_SEGMENTS = _counter("podtap_lost_segments_total", "Segments that are gone, and not by the ring.")
 WRITE_ERRORS = _counter("podtap_write_errors_total", "Failed attempts to write to the recording folder.", "error")
 FILTER_SWAPS = _counter("podtap_filter_swaps_total", "How often the filter followed a change of scope or interfaces.")
 RING_BYTES = _gauge("podtap_ring_bytes", "What the recording takes on disk: frozen or not.", "frozen")
@@ -67,13 +64,39 @@ RING_NEWEST = _gauge("podtap_ring_newest_timestamp_seconds", "Time of the newest
 RING_OVERWRITTEN_IN = _gauge(
     "podtap_ring_overwritten_in_seconds", "When the oldest unfrozen segment will be overwritten, at the present rate."
 )
-FREEZES = _gauge("podtap_freezes", "Windows that are kept until they are thawed.")
+WAITING_SEGMENTS = _gauge("podtap_waiting_segments", "Segments that are whole, and can't be sealed: the disk is full.")
+FROZEN_WINDOWS = _gauge("podtap_frozen_windows", "Windows that are kept until they are thawed.")
+REFUSED_SEGMENTS = _gauge(
+    "podtap_refused_segments", "Segments of a frozen window that will be overwritten: the frozen quota is full."
+)
 DISK_FREE_BYTES = _gauge("podtap_disk_free_bytes", "Free space of the file system that holds the recording.")
 INTERFACES = _gauge("podtap_interfaces", "Interfaces of the node.")
 INTERFACE_RESYNCS = _counter(
     "podtap_interface_resyncs_total",
     "How often the kernel's news of interfaces came too fast, and all were listed again.",
 )
+
+# The journal; kind is the API's: Pod, Service ...
+JOURNAL_RECORDS = _counter("podtap_journal_records_total", "Records written, by what they say.", "kind", "type")
+JOURNAL_OBJECTS = _gauge("podtap_journal_objects", "Objects that are known.", "kind")
+JOURNAL_LAST_EVENT = _gauge(
+    "podtap_journal_last_event_timestamp_seconds", "When the last change of an object was seen.", "kind"
+)
+JOURNAL_BLIND = _gauge("podtap_journal_blind", "1 while nothing can be seen of the kind.", "kind")
+JOURNAL_BLIND_SECONDS = _counter("podtap_journal_blind_seconds_total", "How long nothing could be seen.", "kind")
+JOURNAL_GAPS = _counter(
+    "podtap_journal_gaps_total",
+    "Times of which the journal can't tell everything: objects may have come and gone.",
+    "kind",
+)
+JOURNAL_REQUESTS = _counter("podtap_journal_requests_total", "Requests to the API server.", "kind", "verb")
+JOURNAL_FAILURES = _counter(
+    "podtap_journal_failures_total",
+    "Requests without a good answer: by HTTP status, or silence, or broken.",
+    "kind",
+    "reason",
+)
+JOURNAL_BYTES = _gauge("podtap_journal_bytes", "What the journal's files take on disk.")
 
 # The node's clock.
 CLOCK_SYNCHRONISED = _gauge("podtap_clock_synchronised", "1 if the kernel says that something synchronises the clock.")

@@ -103,7 +103,7 @@ def _softnet(proc: Path) -> Iterator[tuple[str, int]]:
     """One line a CPU, hexadecimal."""
     rows = [line.split() for line in (proc / _NETWORK / "softnet_stat").read_text().splitlines()]
     for column, name in _SOFTNET.items():
-        if all(len(row) > column for row in rows):
+        if rows and all(len(row) > column for row in rows):
             yield name, sum(int(row[column], 16) for row in rows)
 
 
@@ -136,8 +136,9 @@ def _snmp6(proc: Path) -> Iterator[tuple[str, int]]:
 
 
 def _devices(proc: Path) -> Iterator[tuple[str, int]]:
-    totals = dict.fromkeys(_DEVICE.values(), 0)
-    for line in (proc / _NETWORK / "dev").read_text().splitlines()[2:]:
+    rows = (proc / _NETWORK / "dev").read_text().splitlines()[2:]
+    totals = dict.fromkeys(_DEVICE.values(), 0) if rows else {}
+    for line in rows:
         interface, _, figures = line.rpartition(":")
         row = figures.split()
         for column, name in _DEVICE.items():

@@ -26,7 +26,7 @@ from capture.ring import Ring
 from capture.rotation import Rotation
 from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
-from capture.sniffer import ANY, Sniffer
+from capture.sniffer import ANY, EMPTY_S, SETTLE_S, Sniffer
 
 TICK_S: Final = 0.25
 FLUSH_BYTES: Final = 256 * 1024
@@ -83,8 +83,9 @@ class Recorder:
     def finish(self) -> None:
         """Stop receiving, and end the last segment."""
         self.sniffer.finish()
-        while self._take():
-            pass
+        deadline = time.monotonic() + EMPTY_S
+        while self._take() or not (self.sniffer.is_empty() or time.monotonic() > deadline):
+            time.sleep(SETTLE_S)
         self.sniffer.close()
         self._end_file()
 

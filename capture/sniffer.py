@@ -17,11 +17,13 @@ from typing import Final
 from capture import libpcap
 from capture.bpf import reject_all
 from capture.ledger import Totals, Unwrapped
-from capture.libpcap import Dumper, Handle, Instruction
+from capture.libpcap import Dumper, Handle, Instruction, Stats
 
 ANY: Final = "any"
-RETIRE_MS: Final = 250
-"""The kernel hands over a block of its ring at the latest after so long."""
+RETIRE_MS: Final = 100
+"""The kernel hands over a block of its ring that is not full after once to twice so long."""
+EMPTY_S: Final = 3 * RETIRE_MS / 1000
+"""After so long without new packets nothing is in the ring."""
 SETTLE_S: Final = 0.005
 """A packet that was under way when the filter was exchanged is in the ring by then."""
 MOST_BATCH: Final = 2048
@@ -71,9 +73,7 @@ class Sniffer:
             handle.attach(reject_all())
             time.sleep(SETTLE_S)
             null = Dumper(handle, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1 << 16)
-            while handle.dispatch(self.source.batch, null):
-                pass
-            counters = Unwrapped(handle.stats())
+            counters = Unwrapped(_empty(handle, self.source.batch, null))
             handle.attach(program)
         except BaseException:
             handle.close()
@@ -128,10 +128,14 @@ class Sniffer:
         return self._closed + living + Totals(disk=self._disk, policy=self._policy)
 
     def finish(self) -> None:
-        """Accept nothing more. What waits is to be read until nothing comes; then close()."""
+        """Accept nothing more. What waits is to be read until is_empty(); then close()."""
         if self._handle:
             self._handle.attach(reject_all())
             time.sleep(SETTLE_S)
+
+    def is_empty(self) -> bool:
+        """Whether all that was accepted is read. It never becomes so where libpcap keeps packets for itself."""
+        return self.totals().waiting <= 0
 
     def close(self) -> None:
         """Let go of the socket. What it accepted and nobody read is libpcap's. May be called again."""
@@ -144,6 +148,19 @@ class Sniffer:
         self._closed = replace(own, libpcap=own.libpcap + own.waiting)
         self._totals = Totals()
         self._read = 0
+
+
+def _empty(handle: Handle, batch: int, dumper: Dumper) -> Stats:
+    """Read what is in the ring of a socket that accepts nothing more. Returns its final counters."""
+    read = 0
+    deadline = time.monotonic() + EMPTY_S
+    while True:
+        while count := handle.dispatch(batch, dumper):
+            read += count
+        stats = handle.stats()
+        if stats.received - stats.dropped == read or time.monotonic() > deadline:
+            return stats
+        time.sleep(SETTLE_S)
 
 
 def loopback_index() -> int | None:

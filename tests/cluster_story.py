@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from capture.contract import Interface, JournalRecord
-from tests.recordings import at, clock
+from tests.node_recordings import at, clock
 
 NODE = "node-1"
 LINK_LATE_S = 0.05

@@ -1,155 +1,149 @@
-"""Recordings as the agent and the journal write them, made by hand from capture/contract.py for tests."""
+"""Recordings as an agent leaves them, made by hand: real pcap files, manifests and tombstones in a chain, a journal."""
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import zstandard
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.packet import Packet
 
 from capture.contract import (
     JOURNAL,
-    JOURNAL_SUFFIX,
     NANOSECONDS,
-    Interface,
+    TOMBSTONES,
     JournalRecord,
     Ledger,
     Manifest,
+    Tombstone,
     node_folder,
-    safe_name,
     sha256,
     stem,
     to_json,
 )
 
-LINKTYPE_SLL2 = 276
-LINKTYPE_RAW = 101
-START = 1_772_373_780 * NANOSECONDS
-"""2026-03-01T14:03:00Z."""
-Record = tuple[int, int, Packet]
-"""When, at which interface (its index), and what."""
+START = 1_764_252_000 * NANOSECONDS
+"""2025-11-27T14:00:00Z"""
+MINUTE = 60 * NANOSECONDS
+ETHERNET = 1
 
 
-def at(seconds: float) -> int:
-    """Nanoseconds of so many seconds after START."""
-    return START + round(seconds * NANOSECONDS)
+def packet(source: str, destination: str, size: int = 40) -> bytes:
+    """A UDP packet in an Ethernet frame."""
+    data = bytes(index % 251 for index in range(size))
+    addresses = [bytes(int(part) for part in address.split(".")) for address in (source, destination)]
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, 28 + size, 1, 0, 64, 17, 0) + b"".join(addresses)
+    return bytes(12) + b"\x08\x00" + ip + struct.pack(">HHHH", 1111, 2222, 8 + size, 0) + data
 
 
-def clock(time_ns: int) -> str:
-    """As Kubernetes writes a time: in whole seconds, rounded down."""
-    seconds = time_ns // NANOSECONDS
-    days, rest = divmod(seconds - START // NANOSECONDS + 14 * 3600 + 3 * 60, 86_400)
-    return f"2026-03-{1 + days:02}T{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}Z"
-
-
-def pcap(records: Iterable[Record], link_type: int = LINKTYPE_SLL2) -> bytes:
-    """Nanosecond pcap; of each packet an SLL2 header, incoming, and the IP packet, or (LINKTYPE_RAW) that alone."""
-    parts = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, link_type)]
-    for time_ns, index, packet in records:
-        ip = bytes(packet)
-        protocol = 0x86DD if ip[0] >> 4 == 6 else 0x0800
-        header = struct.pack(">HHIHBB8s", protocol, 0, index, 1, 0, 6, bytes(8))
-        data = (header if link_type == LINKTYPE_SLL2 else b"") + ip
-        seconds, nanoseconds = divmod(time_ns, NANOSECONDS)
-        parts.append(struct.pack("<IIII", seconds, nanoseconds, len(data), len(data)) + data)
-    return b"".join(parts)
-
-
-def syn(src: str, dst: str, sport: int, dport: int) -> Packet:
-    return IP(src=src, dst=dst) / TCP(sport=sport, dport=dport, flags="S")
-
-
-def datagram(src: str, dst: str, sport: int, dport: int) -> Packet:
-    return IP(src=src, dst=dst) / UDP(sport=sport, dport=dport) / b"hello"
+def pcap(packets: list[tuple[int, bytes]]) -> bytes:
+    """A classic file with nanoseconds."""
+    head = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, ETHERNET)
+    records = [
+        struct.pack("<IIII", time_ns // NANOSECONDS, time_ns % NANOSECONDS, len(data), len(data)) + data
+        for time_ns, data in packets
+    ]
+    return head + b"".join(records)
 
 
 @dataclass
-class Node:
-    """A node's folder in a root, that its agent fills segment by segment."""
+class HandMade:
+    """One node's folder. `segment` adds one of a minute, after those before it."""
 
     root: Path
-    name: str
-    cluster: str = "prod"
-    interfaces: list[Interface] = field(default_factory=list)
+    node: str = "node-a"
+    cluster: str = "lab"
+    previous: str | None = None
     seq: int = 0
-    last: str | None = None
+    next_ns: int = START
+    manifests: list[Manifest] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
-        return self.root / node_folder(self.cluster, self.name)
+        return self.root / node_folder(self.cluster, self.node)
 
     def segment(
-        self,
-        since_ns: int,
-        until_ns: int,
-        records: Sequence[Record] = (),
-        compressed: bool = False,
-        link_type: int = LINKTYPE_SLL2,
-        **more: Any,
-    ) -> Path:
-        """A sealed segment and its manifest, of which `more` may change anything; returns the segment's path."""
+        self, packets: list[tuple[int, bytes]] | None = None, compress: bool = False, write: bool = True
+    ) -> Manifest:
+        """By default ten packets, one each six seconds."""
+        opened = self.next_ns
+        self.next_ns += MINUTE
         self.seq += 1
-        name, data = stem(since_ns, self.seq), pcap(records, link_type)
-        times = [time_ns for time_ns, _, _ in records]
+        if packets is None:
+            every = MINUTE // 10
+            number = int(self.node[-1], 36)
+            packets = [
+                (opened + index * every, packet(f"10.0.{number}.{index}", "10.0.9.9", 40 + index))
+                for index in range(10)
+            ]
+        data = pcap(packets)
+        name = stem(opened, self.seq)
         manifest = Manifest(
             cluster=self.cluster,
-            node=self.name,
+            node=self.node,
             stem=name,
-            opened_ns=since_ns,
-            sealed_ns=until_ns,
-            link_type=link_type,
+            opened_ns=opened,
+            sealed_ns=self.next_ns + 1_000_000,
+            link_type=ETHERNET,
             snaplen=262_144,
-            packets=len(records),
+            packets=len(packets),
             size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            first_packet_ns=min(times, default=None),
-            last_packet_ns=max(times, default=None),
-            previous_sha256=self.last,
-            ledger=Ledger(accepted=len(records), written=len(records), interface=0),
+            sha256=sha256(data),
+            first_packet_ns=packets[0][0] if packets else None,
+            last_packet_ns=packets[-1][0] if packets else None,
+            previous_sha256=self.previous,
+            ledger=Ledger(accepted=len(packets), written=len(packets)),
             capture=["any"],
-            boot_id="boot",
-            run_id="run",
-            interfaces=_during(self.interfaces, since_ns, until_ns),
         )
-        content = to_json(replace(manifest, **more))
-        self.last = sha256(content)
-        path = self.folder / f"{name}.pcap{'.zst' * compressed}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(zstandard.compress(data) if compressed else data)
-        (self.folder / f"{name}.json").write_bytes(content)
-        return path
+        content = to_json(manifest)
+        self.previous = sha256(content)
+        self.manifests.append(manifest)
+        if write:
+            path = self.folder / f"{name}.pcap"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if compress:
+                path.with_suffix(".pcap.zst").write_bytes(zstandard.compress(data))
+            else:
+                path.write_bytes(data)
+            path.with_suffix(".json").write_bytes(content)
+        return manifest
 
-    def part(self, since_ns: int, records: Sequence[Record]) -> Path:
-        """A segment that is being written."""
-        self.seq += 1
-        path = self.folder / f"{stem(since_ns, self.seq)}.pcap.part"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pcap(records))
-        return path
-
-
-def _during(interfaces: Iterable[Interface], since_ns: int, until_ns: int) -> list[Interface]:
-    """As a manifest of that time has them."""
-    there = [each for each in interfaces if (each.since_ns or 0) < until_ns and (each.until_ns or until_ns) > since_ns]
-    return [
-        replace(
-            each,
-            since_ns=each.since_ns if each.since_ns and each.since_ns > since_ns else None,
-            until_ns=each.until_ns if each.until_ns and each.until_ns < until_ns else None,
+    def evict(self, manifest: Manifest, reason: str = "quota") -> None:
+        """As the ring does: the files go, a tombstone stays."""
+        content = to_json(manifest)
+        tombstone = Tombstone(
+            stem=manifest.stem,
+            manifest_sha256=sha256(content),
+            evicted_ns=self.next_ns,
+            reason=reason,
+            previous_sha256=manifest.previous_sha256,
+            first_packet_ns=manifest.first_packet_ns,
+            last_packet_ns=manifest.last_packet_ns,
+            packets=manifest.packets,
+            size_bytes=manifest.size_bytes,
+            sha256=manifest.sha256,
         )
-        for each in there
-    ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / TOMBSTONES, "ab") as file:
+            file.write(to_json(tombstone))
+        for suffix in (".json", ".pcap", ".pcap.zst"):
+            (self.folder / f"{manifest.stem}{suffix}").unlink(missing_ok=True)
 
 
-def write_journal(root: Path, records: Sequence[JournalRecord], writer: str = "journal-0", seq: int = 1) -> Path:
-    """A sealed file of the journal."""
-    path = root / JOURNAL / safe_name(writer) / f"{stem(records[0].observed_ns, seq)}{JOURNAL_SUFFIX}"
+def journal(root: Path, records: list[JournalRecord], writer: str = "journal-0", start_ns: int = START) -> Path:
+    """One sealed file of the journal."""
+    path = root / JOURNAL / writer / f"{stem(start_ns, 1)}.jsonl.zst"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(zstandard.compress(b"".join(map(to_json, records))))
+    path.write_bytes(zstandard.compress(b"".join(to_json(record) for record in records)))
     return path
+
+
+def pod_record(
+    kind: str, observed_ns: int, name: str, ip: str, labels: dict[str, str], host_network: bool = False
+) -> JournalRecord:
+    pod = {
+        "metadata": {"name": name, "namespace": "shop", "labels": labels},
+        "spec": {"hostNetwork": True} if host_network else {},
+        "status": {"podIP": ip, "podIPs": [{"ip": ip}]},
+    }
+    return JournalRecord(kind, observed_ns, "Pod", name, "1", pod)

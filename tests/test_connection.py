@@ -230,7 +230,7 @@ def test_a_line_without_an_end_is_given_up(connect: Callable[[str], Connection])
     with (
         answering(flood) as url,
         pytest.raises(ApiError, match="a line of over 16 MB"),
-        connect(url).stream(PODS, {}, limit_s=5) as lines,
+        connect(url).stream(PODS, {}, limit_s=60) as lines,
     ):
         list(lines)
 

@@ -27,7 +27,7 @@ from tests.cluster_story import (
     owners_at,
     seen_with_gap,
 )
-from tests.recordings import at, clock, write_journal
+from tests.node_recordings import at, clock, write_journal
 
 IP = "10.1.0.5"
 Object = dict[str, Any]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,3 +177,10 @@ def test_addresses() -> None:
     for text in ("127.0.0.1", "9798", "x:", "x:99999", "x:-1"):
         with pytest.raises(ValueError, match="is not an address and port"):
             split_address(text)
+
+
+def test_every_metric_gets_a_value_somewhere() -> None:
+    code = "".join(path.read_text() for path in Path(names.__file__).parent.glob("*.py"))
+    words = Counter(re.findall(r"[A-Z_]+", code))
+    metrics = [each for each, value in vars(names).items() if isinstance(value, names.Metric)]
+    assert [each for each in metrics if words[each] < 2] == []  # it is named where it is defined

@@ -28,7 +28,7 @@ from analysis.schemas import PACKETS
 pytestmark = pytest.mark.kernel
 
 SEGMENTS = ["a.pcap", "b.pcap"]
-INTERFACES = ["eth0", None, "cni0"]
+INTERFACES = ["eth0", None, "cni0", None, "eth0", "veth1"]
 QUOTED = [name for name in PACKETS.schema.names if name.startswith("quoted_")]
 V4_MAPPED = 0xFFFF << 32
 DAY = 86_400_000_000_000
@@ -50,7 +50,7 @@ def packets(count: int, choose: random.Random, midnight: bool) -> np.ndarray[Any
     for number, p in enumerate(made):
         p["ts"] = NOON + number * 1000 + choose.choice([0] * 20 + [DAY, -DAY]) * midnight
         p["file_offset"], p["frame_number"], p["length"] = number * 100, number + 1, choose.randrange(1 << 32)
-        p["segment"], p["interface"] = choose.randrange(2), choose.choice([-1, 0, 1, 2])
+        p["segment"], p["interface"] = choose.randrange(2), choose.randrange(-1, len(INTERFACES))
         p["direction"], p["is_copy"] = choose.randrange(3), choose.random() < 0.1
         p["malformed"] = choose.choice([0, 0, 3, 12])
         p["encapsulation"] = choose.choice([0, 0, 1, 1 | 4 << 4])

@@ -20,7 +20,7 @@ from capture.contract import (
     Tombstone,
     to_json,
 )
-from tests.recordings import LINKTYPE_RAW, Node, at, datagram, syn, write_journal
+from tests.node_recordings import LINKTYPE_RAW, Node, at, datagram, syn, write_journal
 from tests.tables import analysed, assert_same_tables
 
 A, B = "10.1.0.5", "10.1.0.6"

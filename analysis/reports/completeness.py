@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.reports.connections import flows_in
+from analysis.reports.coverage import Coverage, coverage
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.window import Window, time_text
 
@@ -39,13 +40,16 @@ class Completeness:
     missed_share: float | None
     """Share of TCP bytes that were acknowledged but never captured; None without TCP bytes."""
     has_names: bool
+    coverage: Coverage
 
     def notes(self) -> list[str]:
         """Sentences for the foot of a report, the ordinary ones first."""
         if not self.files:
-            return ["no capture file has packets in this window"]
+            return ["no capture file has packets in this window", *self.coverage.notes()]
         data = "" if self.first_ns is None or self.last_ns is None else f" from {_span(self.first_ns, self.last_ns)}"
-        notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}", self._drops()]
+        complete = f", {self.coverage.summary()}" if self.coverage.nodes else ""
+        notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}{complete}"]
+        notes += [*self.coverage.notes(), self._drops()]
         if self.missed_share is not None and self.missed_share >= 0.0005:
             notes.append(f"capture missed {self.missed_share:.1%} of TCP bytes: retransmissions are a lower bound")
         damages = [
@@ -97,7 +101,10 @@ def completeness(lake: Lake, window: Window) -> Completeness:
     ).to_pylist()
     (names,) = lake.arrow("SELECT count(*) > 0 AS known FROM identities").to_pylist()
     return Completeness(
-        **{**row, "problems": tuple(row["problems"])}, missed_share=flows["share"], has_names=names["known"]
+        **{**row, "problems": tuple(row["problems"])},
+        missed_share=flows["share"],
+        has_names=names["known"],
+        coverage=coverage(lake, window),
     )
 
 
