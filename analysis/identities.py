@@ -73,7 +73,7 @@ def load_identities(
     if paths and not found:
         reasons = "".join(f"\n{problem}" for problem in problems)
         raise PodtapError(f"{', '.join(paths)}: no pods, services or nodes; dump with: {HOW_TO_DUMP}{reasons}")
-    return Identities(_to_table(settle(found)), lives.blind()), problems
+    return Identities(_to_table(settle(found)) if found else Identities.empty().table, lives.blind()), problems
 
 
 def add_identities(identities: Identities, table_name: str, table: pa.Table, cluster: str | None = None) -> pa.Table:
