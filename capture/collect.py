@@ -12,23 +12,34 @@ from pathlib import Path
 from typing import Final
 
 from capture.bundle import WORK, Request, node_summary, write_head
-from capture.contract import BUNDLE, Bundle, BundleNode, ContractError, Manifest, from_json, node_folder
+from capture.contract import (
+    BUNDLE,
+    MANIFEST_SUFFIX,
+    NANOSECONDS,
+    Bundle,
+    BundleNode,
+    ContractError,
+    Manifest,
+    from_json,
+    node_folder,
+)
 from capture.coverage import missing
 from capture.download import Claims, DiskFull, Download, Throttle, half_files
 from capture.errors import PodtapError, UsageError
 from capture.journal_records import journal_missing
+from capture.listing import NodeListing
 from capture.parallel import in_parallel
 from capture.pod_addresses import Found
 from capture.progress import Bar, size_text
 from capture.recording import Segment, Window, clock_text, node_folders, segments
-from capture.segment_writer import write_atomically
-from capture.sending import NodeListing
+from capture.segment_writer import TEMPORARY, write_atomically
 from capture.sources import Origin, Source
 from capture.tombstones import read_tombstones
 
 LISTING_WORKERS: Final = 16
 DOWNLOAD_WORKERS: Final = 8
 POLL_S: Final = 2.0
+TOLERATED_CLOCK_NS: Final = 2 * NANOSECONDS
 _REQUEST: Final = "request.json"
 _SHOWN: Final = 5
 
@@ -98,19 +109,36 @@ class Collection:
         addresses = None if found is None else sorted(found.addresses)
         self._bring_nodes(origins, plan, addresses, claims, throttle)
         nodes = self._nodes(origins, plan)
-        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns())
+        for path in self.folder.rglob(f"*{MANIFEST_SUFFIX}{TEMPORARY}"):  # of a run that was ended amid it
+            path.unlink()
+        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns(), self.source.versions())
         if not any(half_files(self.folder)):
             shutil.rmtree(self.folder / WORK)
         return head
 
     def _ask(self, origins: Sequence[Origin]) -> Plan:
         plan = Plan({}, {})
-        for origin, answer in in_parallel(lambda each: each.listing(self.window), origins, LISTING_WORKERS):
+        for origin, answer in in_parallel(self._timed_listing, origins, LISTING_WORKERS):
             if isinstance(answer, PodtapError):
                 plan.problems[origin.name] = str(answer)
             else:
-                plan.listings[origin.name] = answer
+                plan.listings[origin.name], asked_ns, answered_ns = answer
+                self._compare_clocks(plan.listings[origin.name], asked_ns, answered_ns)
         return plan
+
+    def _timed_listing(self, origin: Origin) -> tuple[list[NodeListing], int, int]:
+        asked_ns = time.time_ns()
+        return origin.listing(self.window), asked_ns, time.time_ns()
+
+    def _compare_clocks(self, listings: list[NodeListing], asked_ns: int, answered_ns: int) -> None:
+        """`15m` is said by this machine's clock, and packets have their node's."""
+        for each in listings:
+            ahead = max(each.now_ns - answered_ns, 0) - max(asked_ns - each.now_ns, 0)
+            if abs(ahead) > TOLERATED_CLOCK_NS:
+                which = "ahead of" if ahead > 0 else "behind"
+                self.say(
+                    f"the clock of {each.node} is {abs(ahead) / 1e9:.1f} s {which} this machine's: is the window right?"
+                )
 
     def _bring_journal(self, claims: Claims, throttle: Throttle) -> bool:
         """Whether the journal of at least one writer came, and saw all of the window."""

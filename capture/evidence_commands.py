@@ -179,10 +179,13 @@ def collect(
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify(folder: Path) -> None:
     """Find any edit, deletion or reordering inside an evidence bundle, and say what can't be known."""
+    from capture.progress import Bar
     from capture.verify import verify as check
 
     try:
-        verdict = check(folder)
+        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        with Bar(total) as bar:
+            verdict = check(folder, bar.add)
     except OSError as error:
         raise PodtapError(f"{folder} can't be read: {error}") from error
     for problem in verdict.problems:

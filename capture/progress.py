@@ -61,7 +61,8 @@ class Bar:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; numbers to the right."""
+    """Columns as wide as they need to be; numbers to the right. What others wrote can't steer the terminal."""
+    rows = [["".join(each if each.isprintable() else " " for each in cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = []
     for row in [header, *rows]:
