@@ -196,7 +196,7 @@ def _no_closed() -> accounts.Closed:
     )
 
 
-def conn_states(flows: Records, orig: Records, resp: Records, histories: list[str]) -> npt.NDArray[np.int32]:
+def conn_states(flows: Records, orig: Records, resp: Records, history: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Zeek's conn_state (conn/main.zeek, function conn_state) as places in CONN_STATES; first match wins."""
     o, r = orig["state"], resp["state"]
     o_inactive = (o == accounts.INACTIVE) | (o == accounts.PARTIAL)
@@ -206,8 +206,8 @@ def conn_states(flows: Records, orig: Records, resp: Records, histories: list[st
     o_opening = (o == accounts.SYN_SENT) | (o == accounts.SYN_ACK_SENT)
     both_reset_empty = o_reset & r_reset & (orig["bytes"] == 0) & (resp["bytes"] == 0)
     only_syn = np.zeros(len(flows), np.bool_)
-    for place in np.flatnonzero(o_reset & r_inactive).tolist():
-        only_syn[place] = _is_only_syn(histories[place])
+    for row in np.flatnonzero(o_reset & r_inactive).tolist():
+        only_syn[row] = _is_only_syn(history[row, : flows["history_length"][row]].tobytes().decode())
     tcp, udp = flows["protocol"] == TCP, flows["protocol"] == UDP
     o_sent, r_sent = orig["packets"] > 0, resp["packets"] > 0
     rules = [
@@ -246,7 +246,8 @@ def flows_table(
 ) -> pa.Table:
     """Rows of the flows table (schemas.FLOWS) without the identity columns, from what Flows.rows() gave."""
     orig, resp = sides[0::2], sides[1::2]
-    histories = [row[:n].tobytes().decode() for row, n in zip(history, flows["history_length"].tolist(), strict=True)]
+    lengths = flows["history_length"].astype(np.int32)
+    histories = history[np.arange(history.shape[1]) < lengths[:, np.newaxis]]
     protocol = flows["protocol"].astype(np.int32)
     is_tcp = protocol == TCP
     text = np.empty(30 * len(flows), np.uint8)
@@ -254,7 +255,7 @@ def flows_table(
     write_community_ids(flows, is_icmp & one_way_icmp(flows), text)
     orig_ip, resp_ip = columns.addresses((flows["orig_hi"], flows["orig_lo"]), (flows["resp_hi"], flows["resp_lo"]))
     ports = columns.bitmap(flows["has_ports"] != 0)
-    states = conn_states(flows, orig, resp, histories)
+    states = conn_states(flows, orig, resp, history)
     missed = flows["missed_bytes"]
     values: dict[str, columns.Column] = {
         "flow_uid": columns.uid_text(flows["flow_uid"]),
@@ -268,7 +269,7 @@ def flows_table(
         "resp_ip": resp_ip,
         "resp_port": columns.numbers(flows["resp_port"], pa.uint16(), ports),
         "conn_state": columns.names(states, CONN_STATES),
-        "history": pa.array(histories, pa.string()),
+        "history": columns.text(histories.data, np.cumsum([0, *lengths], dtype=np.int32)),
         "handshake_rtt_ns": columns.numbers(
             flows["handshake_rtt"], pa.int64(), columns.bitmap(is_tcp & (flows["handshake_rtt"] >= 0))
         ),
@@ -276,7 +277,7 @@ def flows_table(
         "missed_bytes": columns.numbers(missed, pa.int64()),
         "loss_uncertain": columns.flags(is_loss_uncertain(flows, sides)),
         "encapsulation": columns.encapsulations(flows["encapsulation"]),
-        "server_name": pa.array(server_names, pa.string()),
+        "server_name": columns.texts(server_names),
     }
     for side, records in (("orig", orig), ("resp", resp)):
         for name in ("packets", "bytes", "ip_bytes", "tcp_segments", "retransmits", "out_of_order"):

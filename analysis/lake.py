@@ -23,9 +23,9 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis import columns
 from analysis.errors import PodtapError
 from analysis.packet_rows import RowGroup
 from analysis.parquet import ParquetWriter
@@ -137,7 +137,7 @@ class Batch:
             return
         days = _days(rows, time)
         for day in np.unique(days).tolist():
-            part = rows if (days == day).all() else rows.filter(pa.array(days == day))
+            part = rows if (days == day).all() else rows.filter(columns.flags(days == day))
             date = str(np.datetime64(day, "D"))
             self._writer(table, date, node).write_table(part, row_group_size=ROW_GROUP_ROWS)
 
@@ -226,9 +226,10 @@ class Batch:
 
 
 def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    ns = rows[time].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
-    days: np.ndarray[Any, np.dtype[np.int64]] = ns // DAY_NS
-    return days
+    column = rows[time].combine_chunks()
+    content: Any = column.buffers()[1]  # to_numpy() would load pandas first
+    ns = np.frombuffer(content, np.int64, len(column), 8 * column.offset)
+    return ns // DAY_NS
 
 
 def _writer_options(table: str) -> dict[str, Any]:
@@ -245,6 +246,8 @@ def clustered(table: str, rows: pa.Table) -> pa.Table:
     if table != "flows" or len(rows) <= ROW_GROUP_ROWS:
         return rows
     keys = ("orig_namespace", "orig_pod", "orig_ip", "first_seen")
+    import pyarrow.compute as pc  # on first use: it takes a while
+
     order = pc.sort_indices(_plain(rows.select(keys)), sort_keys=[(key, "ascending") for key in keys])
     return rows.take(order)
 

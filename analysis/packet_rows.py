@@ -177,7 +177,8 @@ class PacketRows:
 
     def clear(self) -> None:
         """Makes room for the next row group."""
-        kernels.forget(self._entry_of_slot, self._dictionaries.entries[: self._counts[kernels.ENTRIES]])
+        entries = self._dictionaries.entries[: self._counts[kernels.ENTRIES]]
+        self._entry_of_slot[entries["slot"]] = kernels.NOTHING
         for which, table in (
             (kernels.INNER, self._dictionaries.inner_table),
             (kernels.OUTER, self._dictionaries.outer_table),

@@ -231,10 +231,3 @@ def place_quotes(quoted, at, rows, dictionaries, counts):
             rows.valid[row] |= np.uint32(HAS_QUOTED_PORTS)
             rows.halves[QUOTED_SRC_PORT, row] = p["src_port"]
             rows.halves[QUOTED_DST_PORT, row] = p["dst_port"]
-
-
-@kernel
-def forget(entry_of_slot, entries):
-    """The row group is written: its flows are new to the next one."""
-    for i in range(len(entries)):
-        entry_of_slot[entries[i]["slot"]] = NOTHING

@@ -201,26 +201,20 @@ def load(column, valid, bit, is_all, values):
 
 
 @inner
-def encode_column(column, number, plan, valid, every, some, memory, out, spans):
-    bit = np.uint32(plan[number, 0])
-    how = plan[number, 1]
-    start = spans[number - 1, 1] if number else 0
-    spans[number, 0] = start
-    spans[number, 1] = start
-    if bit and not some & bit:
-        return
-    count = load(column, valid, bit, bit == 0 or every & bit != 0, memory.values)
-    found = memory.values[:count]
-    if how == NUMBERS:
-        which = plan[number, 2]
-        memory.known[which] = number_all(found, memory.place_of[which], memory.met[which], memory.known[which])
-    if how == PLAIN:
-        end = put_plain(found, out, start)
-    elif how == DELTA or how == LONG_DELTA:
-        end = put_delta(found, how == LONG_DELTA, memory.steps, out, start)
-    else:
-        end = put_indexes(found, out, start)
-    spans[number, 1] = end
+def load_any(rows, number, count, valid, bit, is_all, values):
+    """load() of the column with that number among all of `rows`."""
+    if number < len(rows.wide):
+        return load(rows.wide[number, :count], valid, bit, is_all, values)
+    number -= len(rows.wide)
+    if number < len(rows.words):
+        return load(rows.words[number, :count], valid, bit, is_all, values)
+    number -= len(rows.words)
+    if number < len(rows.halves):
+        return load(rows.halves[number, :count], valid, bit, is_all, values)
+    number -= len(rows.halves)
+    if number < len(rows.octets):
+        return load(rows.octets[number, :count], valid, bit, is_all, values)
+    return load(rows.places[number - len(rows.octets), :count], valid, bit, is_all, values)
 
 
 @kernel
@@ -241,19 +235,22 @@ def encode_page(rows, count, plan, memory, out, spans, levels, level_spans):
         level_spans[k, 0] = at
         at = put_bits(valid, np.uint32(1) << np.uint32(k), every, some, levels, at)
         level_spans[k, 1] = at
-    number = 0
-    for i in range(len(rows.wide)):
-        encode_column(rows.wide[i, :count], number, plan, valid, every, some, memory, out, spans)
-        number += 1
-    for i in range(len(rows.words)):
-        encode_column(rows.words[i, :count], number, plan, valid, every, some, memory, out, spans)
-        number += 1
-    for i in range(len(rows.halves)):
-        encode_column(rows.halves[i, :count], number, plan, valid, every, some, memory, out, spans)
-        number += 1
-    for i in range(len(rows.octets)):
-        encode_column(rows.octets[i, :count], number, plan, valid, every, some, memory, out, spans)
-        number += 1
-    for i in range(len(rows.places)):
-        encode_column(rows.places[i, :count], number, plan, valid, every, some, memory, out, spans)
-        number += 1
+    at = 0
+    for number in range(len(plan)):
+        bit = np.uint32(plan[number, 0])
+        how = plan[number, 1]
+        which = plan[number, 2]
+        spans[number, 0] = at
+        if not bit or some & bit:
+            known = load_any(rows, number, count, valid, bit, not bit or every & bit != 0, memory.values)
+            values = memory.values[:known]
+            if how == NUMBERS:
+                place_of, met = memory.place_of[which], memory.met[which]
+                memory.known[which] = number_all(values, place_of, met, memory.known[which])
+            if how == PLAIN:
+                at = put_plain(values, out, at)
+            elif how == DELTA or how == LONG_DELTA:
+                at = put_delta(values, how == LONG_DELTA, memory.steps, out, at)
+            else:
+                at = put_indexes(values, out, at)
+        spans[number, 1] = at

@@ -316,9 +316,11 @@ class _Line:
         self._summary.retransmits += len(table)
 
     def _write_dns(self, node: str, dns: Dns) -> None:
-        table = dns_table(dns.rows(), self._segment_names, self._points.names)
-        self._batch.add("dns", add_identities(self._identities, "dns", table), node)
-        self._summary.transactions += len(table)
+        rows = dns.rows()
+        for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
+            table = dns_table(part, self._segment_names, self._points.names)
+            self._batch.add("dns", add_identities(self._identities, "dns", table), node)
+        self._summary.transactions += len(rows)
 
     def _show_progress(self) -> None:
         if self._progress:

@@ -22,8 +22,8 @@ V = TypeVar("V")
 
 MOST_CHANGES: Final = 4000
 """Interfaces of the past that are remembered; some 3 MB. A flapping node makes a few hundred a minute."""
-MOST_REACHED: Final = 512
-"""Addresses, and MACs, that one interface's record names."""
+MOST_NAMED: Final = 512
+"""Addresses, and MACs, that one interface's record names. kube-ipvs0 has one for each service."""
 REST_SECONDS: Final = 0.05
 """After a change was worked in. A storm of changes then costs a part of one core, and times are this late at most."""
 RETRY_SECONDS: Final = 5.0
@@ -83,6 +83,7 @@ class State:
             self.routes = {key: index for key, index in self.routes.items() if index != link.index}
         if link.is_gone:
             self.neighbours = {key: mac for key, mac in self.neighbours.items() if key[0] != link.index}
+        if link.is_gone or (before and before.master != link.master):
             self.forwarding = {key: port for key, port in self.forwarding.items() if link.index not in (port, key[0])}
         return before != (None if link.is_gone else link)
 
@@ -122,9 +123,9 @@ class State:
                 peer=link.link if link.kind in _PAIRS else None,
                 peer_netns=link.link_netns if link.kind in _PAIRS else None,
                 vni=link.vni,
-                addresses=sorted(self.addresses.get(index, ())),
-                reaches=sorted(reached.get(index, ()))[:MOST_REACHED] if has_pods else [],
-                reaches_macs=sorted(macs.get(index, ()))[:MOST_REACHED] if has_pods else [],
+                addresses=sorted(self.addresses.get(index, ()))[:MOST_NAMED],
+                reaches=sorted(reached.get(index, ()))[:MOST_NAMED] if has_pods else [],
+                reaches_macs=sorted(macs.get(index, ()))[:MOST_NAMED] if has_pods else [],
             )
         return found
 
@@ -206,6 +207,7 @@ class InterfaceTable:
         self._netlink: Netlink
         self._stop_reader, self._stop_writer = -1, -1
         self._state = State()
+        self._is_behind = False
         self.generation = 0
         """Grows with every change: a cheap way to ask whether now() is still the same."""
         self.resyncs = 0
@@ -219,7 +221,7 @@ class InterfaceTable:
             # As in some sandboxes. Packets can be recorded all the same.
             log.warning("the kernel does not tell of interfaces: they stay without names", error=str(error))
             return
-        self._list_all()
+        self._catch_up()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._follow, name="interfaces", daemon=True)
         self._thread.start()
@@ -255,28 +257,36 @@ class InterfaceTable:
         stopped.register(self._stop_reader, select.POLLIN)
         changed.register(self._stop_reader, select.POLLIN)
         changed.register(self._netlink.events, select.POLLIN)
-        is_behind = False
         rest = 0.0
         while not stopped.poll(rest * 1000):
+            if self._is_behind:
+                rest = self._catch_up()
+                continue
+            changed.poll()
             try:
-                if is_behind:
-                    self._netlink.discard_changes()
-                    self._list_all()
-                    is_behind = False
-                    continue
-                changed.poll()
                 # All that is queued, and then the difference.
                 is_new = any([self._state.apply(message) for message in self._netlink.changes()])
                 if is_new:
                     self._update()
                 rest = REST_SECONDS if is_new else 0.0
-            except OSError as error:
-                is_behind = True
-                self.resyncs += 1
+            except Exception as error:
+                self._is_behind = True
+                if not (isinstance(error, OSError) and error.errno == errno.ENOBUFS):
+                    log.warning("the interfaces can't be followed: they are listed again", error=repr(error))
                 rest = REST_SECONDS
-                if error.errno != errno.ENOBUFS:
-                    log.warning("the interfaces can't be followed: they are listed again soon", error=str(error))
-                    rest = RETRY_SECONDS
+
+    def _catch_up(self) -> float:
+        """Lists everything again; how long to rest then. Whatever the kernel says, the recording goes on."""
+        try:
+            self._netlink.discard_changes()
+            self._list_all()
+        except Exception as error:
+            log.warning("the interfaces can't be listed: tried again soon", error=repr(error))
+            self._is_behind = True
+            return RETRY_SECONDS
+        self.resyncs += int(self._is_behind)
+        self._is_behind = False
+        return REST_SECONDS
 
     def _list_all(self) -> None:
         state = State()

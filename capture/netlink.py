@@ -141,7 +141,7 @@ class Netlink:
                 data = self.events.recv(1 << 16)
             except BlockingIOError:
                 return
-            yield from (message for _, message in _messages(data) if message)
+            yield from (message for *_, message in _messages(data) if message)
 
     def discard_changes(self) -> None:
         """What is still queued after ENOBUFS: without what was lost, it tells of things that are gone."""
@@ -167,28 +167,32 @@ class Netlink:
             yield from self._dump(kind, family)
 
     def _dump(self, kind: int, family: int) -> list[Message]:
+        """OSError where links can't be listed; of the rest a kernel may have none (no IPv6, no bridges)."""
         found: list[Message] = []
         for _ in range(_TRIES):
             self._sequence += 1
             body = struct.pack("=B15x", family)  # as large as any request's own header
             header = _HEADER.pack(_HEADER.size + len(body), kind + 2, _REQUEST_DUMP, self._sequence, 0)
             self._asking.send(header + body)
-            found, is_whole = self._answer()
+            found, is_whole, error = self._answer()
+            if error and kind == _LINK:
+                raise OSError(error, os.strerror(error))
             if is_whole:
                 break
         return found
 
-    def _answer(self) -> tuple[list[Message], bool]:
-        """The messages of a listing, and whether nothing changed while it was made."""
+    def _answer(self) -> tuple[list[Message], bool, int]:
+        """The messages of a listing, whether nothing changed while it was made, and the errno that ended it."""
         found: list[Message] = []
         is_whole = True
         while True:
-            for (_, kind, flags, sequence, _), message in _messages(self._asking.recv(1 << 17)):
+            data = self._asking.recv(1 << 17)
+            for at, (_, kind, flags, sequence, _), message in _messages(data):
                 if sequence != self._sequence:
                     continue  # of a listing that was given up
                 is_whole = is_whole and not flags & _DUMP_INTERRUPTED
                 if kind in (_DONE, _ERROR):
-                    return found, is_whole
+                    return found, is_whole, -struct.unpack_from("=i", data, at + _HEADER.size)[0]
                 if message:
                     found.append(message)
 
@@ -200,8 +204,8 @@ def _open() -> socket.socket:
     return opened
 
 
-def _messages(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], Message | None]]:
-    """Each message's header (length, type, flags, sequence, port), and what it says if it is of interest."""
+def _messages(data: bytes) -> Iterator[tuple[int, tuple[int, int, int, int, int], Message | None]]:
+    """Each message's offset, its header (length, type, flags, sequence, port), and what it says if that is of use."""
     at = 0
     while at + _HEADER.size <= len(data):
         header = _HEADER.unpack_from(data, at)
@@ -210,7 +214,7 @@ def _messages(data: bytes) -> Iterator[tuple[tuple[int, int, int, int, int], Mes
             return
         read = _READERS.get(kind - kind % 4) if kind % 4 < 2 else None
         body = memoryview(data)[at + _HEADER.size : at + length]
-        yield header, read(body, flags, kind % 4 == 1) if read else None
+        yield at, header, read(body, flags, kind % 4 == 1) if read else None
         at += (length + 3) & ~3
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from capture.contract import Interface
 from capture.interface_names import meaning
-from capture.interfaces import MOST_ENTRIES, MOST_REACHED, History, InterfaceTable, State
+from capture.interfaces import MOST_ENTRIES, MOST_NAMED, History, InterfaceTable, State
 from capture.netlink import Address, Forwarding, Link, Neighbour, Route
 
 # Names and kinds as `ip -d link` shows them on nodes with these plug-ins.
@@ -123,7 +123,21 @@ def test_tables_are_bounded() -> None:
             state.apply(message)
     assert len(state.forwarding) == len(state.neighbours) == len(state.routes) == MOST_ENTRIES
     found = state.interfaces()[2]
-    assert len(found.reaches) == len(found.reaches_macs) == MOST_REACHED
+    assert len(found.reaches) == len(found.reaches_macs) == len(found.addresses) == MOST_NAMED
+
+
+def test_who_was_behind_a_port_leaves_the_bridge_with_it() -> None:
+    state = State()
+    mac = "02:00:00:00:00:09"
+    for message in (link(1, "cni0", "bridge"), link(2, "veth2", master=1), Forwarding(2, 1, mac)):
+        state.apply(message)
+    state.apply(Neighbour(1, "10.244.1.2", mac))
+    assert state.interfaces()[2].reaches == ["10.244.1.2"]
+    state.apply(Forwarding(2, 1, mac, is_gone=True))  # silent for some minutes
+    assert state.interfaces()[2].reaches == ["10.244.1.2"]
+    state.apply(link(2, "veth2"))
+    found = state.interfaces()
+    assert (found[1].reaches, found[2].reaches, found[2].reaches_macs) == ([], [], [])
 
 
 def test_tunnels_and_uplinks_reach_no_pods() -> None:

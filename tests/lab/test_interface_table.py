@@ -14,6 +14,7 @@ import pytest
 
 from capture.contract import Interface
 from capture.interfaces import InterfaceTable
+from capture.netlink import Message, Netlink
 from tests.lab.conversations import converse
 from tests.lab.lab import Lab, RunningPod
 from tests.lab.namespaces import Namespace, new_prefix
@@ -159,6 +160,7 @@ def test_no_capability_is_needed(node: Namespace) -> None:
     program = """
 import os, sys, time
 from capture.interfaces import InterfaceTable
+from capture.netlink import Message, Netlink
 table = InterfaceTable()
 table.start()
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")][0], flush=True)
@@ -222,23 +224,31 @@ def test_what_a_bridge_forgets_is_still_behind_its_port(node: Namespace, lone: I
     assert leading_to(lone.now(), "10.9.9.9") == set()
 
 
-def test_a_storm_of_changes_ends_in_the_truth(node: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than the socket holds: some is lost, which the kernel says, and all is listed again."""
+def test_a_storm_of_changes_ends_in_the_truth(
+    node: Namespace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """More than the socket holds: some is lost, which the kernel says, and all is listed again; if need be, twice."""
     monkeypatch.setattr("capture.netlink.RECEIVE_BUFFER", 2048)
+    monkeypatch.setattr("capture.interfaces.RETRY_SECONDS", 0.05)
     table = InterfaceTable()
     with node.entered():
         table.start()
-    lines = [
-        f"route {verb} 10.9.{high}.{low}/32 dev pod"
-        for high in range(8)
-        for low in range(250)
-        for verb in ("add", "del")
-    ]
+    listing, failures = Netlink.listing, iter([TimeoutError("timed out")])
+
+    def at_first_not(netlink: Netlink) -> Iterator[Message]:
+        for failure in failures:
+            raise failure
+        return listing(netlink)
+
+    monkeypatch.setattr(Netlink, "listing", at_first_not)
+    verbs, ends = ("add", "del"), [(high, low) for high in range(8) for low in range(250)]
+    lines = [f"route {verb} 10.9.{high}.{low}/32 dev pod" for high, low in ends for verb in verbs]
     try:
         node.ip(*lines, "route add 10.9.9.9/32 dev pod", "link del pod", "link add after type bridge")
         eventually(lambda: {each.name for each in table.now()} == {"lo", "after"})
         assert table.resyncs
         assert not any(each.reaches for each in table.now())
+        assert "tried again soon" in capfd.readouterr().err
     finally:
         table.stop()
 
