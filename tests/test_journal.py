@@ -14,29 +14,13 @@ import pytest
 
 from capture import metrics
 from capture.journal import JournalLimits
-from tests.journal_rig import HEALED_S, Rig, make_pod, make_server, running, truth
+from tests.journal_rig import HEALED_S, PODS, Rig, churn, make_pod, make_server, running, truth
 from tests.journals import Record, files_of, read, replay
 from tests.lab.api_server import ApiServer
-
-PODS = ("Pod",)
 
 
 def of_type(records: list[Record], *types: str) -> list[Record]:
     return [record for record in records if record["type"] in types]
-
-
-def churn(server: ApiServer, number: int, names: int = 40) -> None:
-    """Some pods come, change and go."""
-    chance = random.Random(number)
-    for _ in range(10):
-        name = f"p{chance.randrange(names)}"
-        pod = make_pod(name, f"10.244.0.{chance.randrange(1, 250)}", phase=chance.choice(["Pending", "Running"]))
-        pod["metadata"]["uid"] = f"uid-{name}-{number // 10}"
-        known = {item["metadata"]["name"] for item in truth(server, PODS).get("Pod", {}).values()}
-        if name in known and chance.random() < 0.5:
-            server.delete(pod)
-        elif name not in known:
-            server.apply(pod)
 
 
 def test_a_journal_that_begins_is_replayed_to_what_is_there(tmp_path: Path) -> None:
