@@ -1,0 +1,118 @@
+"""Which packets are worth comparing between observation points, and which flows are one connection."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from analysis.layout import ACK, FIN, RST, SYN, TCP, UDP
+
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@inner
+def mixed(a, b):
+    """A hash of two numbers."""
+    h = (np.uint64(a) ^ (np.uint64(b) * MULTIPLIER)) * MULTIPLIER
+    h ^= h >> np.uint64(29)
+    h *= MULTIPLIER
+    return h ^ (h >> np.uint64(32))
+
+
+@kernel
+def sample(flow, ts, src_port, flags, seq, ack, tsval, payload, ip_id, row, flows, buckets, sightings, carried):
+    """Writes what identifies a packet at any point, of those that are compared, and which may have carried bytes that
+    were sent again; returns how many of either.
+
+    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to ip_id: columns of packets from number `row` on; buckets:
+    bool[2 ** k], whether a sequence number with these highest bits was sent again; sightings: SIGHTING[n]; carried:
+    CARRIED[n]. A flow's mask thins out its packets by their own hash, so that two points choose the same ones. SYNs are
+    always chosen, and leave their numbers in `flows`.
+    """
+    seen = sent = 0
+    shift = np.uint32(32)
+    while (1 << (np.uint32(32) - shift)) < len(buckets):
+        shift -= np.uint32(1)
+    for i in range(len(flow)):
+        if flow[i] < 0:
+            continue
+        facts = flows[flow[i]]
+        mask = facts["mask"]
+        if mask < 0:
+            continue
+        sender = np.uint8(src_port[i] == facts["orig_port"])
+        decisive = np.uint8(1)
+        if facts["protocol"] == TCP:
+            length = payload[i] + np.uint32((flags[i] & (SYN | FIN)) != 0)
+            if length:
+                first, last = np.int64(seq[i] >> shift), np.int64((np.int64(seq[i]) + length - 1) >> shift)
+                for bucket in range(first, last + 1):
+                    if buckets[bucket & (len(buckets) - 1)]:
+                        packet = carried[sent]
+                        packet["ts"], packet["flow"], packet["seq"] = ts[i], flow[i], seq[i]
+                        packet["length"], packet["sender"] = length, sender
+                        sent += 1
+                        break
+            mark = np.int64(flags[i] & (SYN | FIN | RST)) | ((payload[i] > 0) << 16)
+            key = mixed(mixed(seq[i], ack[i]), mixed(tsval[i], mark))
+            if flags[i] & SYN:
+                if flags[i] & ACK:
+                    facts["resp_syn"] = seq[i]
+                else:
+                    facts["orig_syn"] = seq[i]
+                    decisive = np.uint8(tsval[i] != 0)
+            elif key & np.uint64(mask):
+                continue
+        elif facts["protocol"] == UDP and ip_id[i] != 0:
+            key = mixed(mixed(ip_id[i], payload[i]), 1)
+            decisive = np.uint8(0)
+            if key & np.uint64(mask):
+                continue
+        else:
+            continue
+        sighting = sightings[seen]
+        sighting["key"], sighting["ts"], sighting["row"] = key, ts[i], row + i
+        sighting["flow"], sighting["sender"], sighting["decisive"] = flow[i], sender, decisive
+        seen += 1
+    return seen, sent
+
+
+@inner
+def root(parents, flips, i):
+    """The set that i is in; halves the way there."""
+    while parents[i] != i:
+        up = parents[i]
+        flips[i] ^= flips[up]
+        parents[i] = parents[up]
+        i = parents[i]
+    return i
+
+
+@inner
+def flip_to_root(parents, flips, i):
+    flip = np.uint8(0)
+    while parents[i] != i:
+        flip ^= flips[i]
+        i = parents[i]
+    return flip
+
+
+@kernel
+def unite(parents, flips, left, right, opposite):
+    """Puts flows left[k] and right[k] into one set; `opposite`: what one calls orig, the other calls resp.
+
+    parents[i]: at last the smallest member of i's set; flips[i]: 1 if i is opposite to it.
+    """
+    for k in range(len(left)):
+        flip = flip_to_root(parents, flips, left[k]) ^ flip_to_root(parents, flips, right[k]) ^ opposite[k]
+        a, b = root(parents, flips, left[k]), root(parents, flips, right[k])
+        if a < b:
+            parents[b], flips[b] = a, flip
+        elif b < a:
+            parents[a], flips[a] = b, flip
+    for i in range(len(parents)):
+        flip = flip_to_root(parents, flips, i)
+        parents[i], flips[i] = root(parents, flips, i), flip
