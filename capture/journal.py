@@ -78,15 +78,11 @@ class Journal:
     def write(self, records: list[JournalRecord]) -> None:
         """Keeps them: on disk after the next tick."""
         with self.lock:
+            self._put(records)
             for record in records:
-                self._counts.add(metrics.JOURNAL_RECORDS, 1, record.kind, record.type)
-                if record.type in _EVENTS:
-                    self._counts.set(metrics.JOURNAL_LAST_EVENT, record.observed_ns / NANOSECONDS, record.kind)
-                elif record.type == "gap":
-                    self._counts.add(metrics.JOURNAL_GAPS, 1, record.kind)
+                self._count(record)
                 if self._notice:
                     self._notice(record)
-            self._put(records)
 
     def asked(self, kind: str, verb: str) -> None:
         """A request goes out."""
@@ -244,6 +240,14 @@ class Journal:
             elif each.kind in self._told:
                 log.info("a kind can be seen again", kind=each.kind)
                 self._told.remove(each.kind)
+
+    def _count(self, record: JournalRecord) -> None:
+        if record.type in _EVENTS:
+            self._counts.set(metrics.JOURNAL_LAST_EVENT, record.observed_ns / NANOSECONDS, record.kind)
+        elif record.type == "gap":
+            self._counts.add(metrics.JOURNAL_GAPS, 1, record.kind)
+        if self._part is not None:
+            self._counts.add(metrics.JOURNAL_RECORDS, 1, record.kind, record.type)
 
     def _count_zeros(self, kind: str) -> None:
         for name in ("added", "modified", "deleted", "gap"):
