@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
+import zstandard
 from click.testing import CliRunner
 
 import podtap
@@ -181,8 +183,17 @@ def test_over_tls_with_a_token(tmp_path: Path) -> None:
 def test_a_node_that_is_down_and_one_without_an_agent_are_said_and_come_later(world: World) -> None:
     world.server.unreachable.add("node-b")
     world.server.apply(node("node-c"))
+    sealed = next(world.folder.glob("disk-of-journal/_journal/*/*/*.zst"))
+    content = sealed.read_bytes()
+    sealed.unlink()
+    written = sealed.with_name(sealed.name.removesuffix(".zst") + ".part")
+    written.write_bytes(zstandard.decompress(content) + b'{"torn')
     done = world.collect()
     assert done.returncode == 3
+    kept = next(world.bundle.glob("_journal/*/*/*"))
+    assert (kept.name, kept.read_bytes()) == (written.name, zstandard.decompress(content))
+    written.rename(sealed)
+    sealed.write_bytes(content)
     assert "node-b can't be asked: error dialing backend" in done.stderr
     assert "node-b  MISSING" in done.stdout and "node-c  MISSING" in done.stdout
     assert "no agent runs on it" in done.stdout
@@ -191,6 +202,7 @@ def test_a_node_that_is_down_and_one_without_an_agent_are_said_and_come_later(wo
     world.server.delete(node("node-c"))
     done = world.collect()
     assert done.returncode == 0, done.stderr
+    assert [path.name for path in world.bundle.glob("_journal/*/*/*")] == [sealed.name]
     same_files(world)
     assert world.verify().returncode == 0
 
@@ -237,6 +249,7 @@ def test_ctrl_c_and_the_same_command_again(world: World) -> None:
     end = time.monotonic() + 20
     while time.monotonic() < end and not any(world.bundle.glob("lab/*/*/*.json")):
         time.sleep(0.05)
+    assert "another podtap collect is at work" in world.collect("--bandwidth", "4M").stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -368,6 +381,7 @@ def test_a_freeze_reaches_who_can_be_reached_and_is_thawed(world: World) -> None
     listed = world.run("freeze", "--list")
     assert listed.returncode == 0
     assert "1 of 2" in listed.stdout and "checkout is slow" in listed.stdout
+    assert re.search(r"node-a +0 +0 B", listed.stdout), "no agent runs that could have pinned it"
     freeze_id = done.stdout.split()[1]
     thawed = world.run("thaw", freeze_id)
     assert "node-a: thawed" in thawed.stdout
