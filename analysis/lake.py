@@ -241,17 +241,6 @@ def _writer_options(table: str) -> dict[str, Any]:
     }
 
 
-def clustered(table: str, rows: pa.Table) -> pa.Table:
-    """Rows in the order that lets a pod filter skip row groups: flows of the same pods side by side."""
-    if table != "flows" or len(rows) <= ROW_GROUP_ROWS:
-        return rows
-    keys = ("orig_namespace", "orig_pod", "orig_ip", "first_seen")
-    import pyarrow.compute as pc  # on first use: it takes a while
-
-    order = pc.sort_indices(_plain(rows.select(keys)), sort_keys=[(key, "ascending") for key in keys])
-    return rows.take(order)
-
-
 def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], anew: Mapping[str, pa.Table]) -> None:
     """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`, at once.
 

@@ -27,7 +27,7 @@ from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, learn
 from analysis.errors import Problem
-from analysis.flows import FlowRows, Flows, flow_minutes_table, flows_table, is_loss_uncertain
+from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.layout import (
@@ -58,7 +58,7 @@ OVERLAP_NS: Final = NANOSECONDS
 captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 16
-AHEAD: Final = 1
+AHEAD: Final = 2
 """Chunks that are read before, and searched for lookups after, the one that is analysed, if there are several jobs."""
 
 
@@ -305,8 +305,10 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
+        if len(rows[0]) > lake.ROW_GROUP_ROWS:
+            rows = clustered(rows)
         table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
-        self._batch.add("flows", lake.clustered("flows", table), node)
+        self._batch.add("flows", table, node)
         self._batch.add("flow_minutes", flow_minutes_table(rows[-1]), node)
         self._summary.flows += len(table)
 
