@@ -75,6 +75,13 @@ class Cluster:
         """All nodes of the cluster: whether each is Ready."""
         return {item["metadata"]["name"]: _is_ready(item) for item in self.items("/api/v1/nodes")}
 
+    def versions(self) -> dict[str, str]:
+        """Kubernetes' own; nothing where it does not say."""
+        try:
+            return {"kubernetes": str(self._get("/version", {})["gitVersion"])}
+        except (PodtapError, KeyError, TypeError):
+            return {}
+
     def items(self, path: str, selector: str = "") -> Iterator[dict[str, Any]]:
         """All objects of a list, page by page."""
         query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
@@ -196,7 +203,8 @@ def _check_status(content: bytes, errors: str) -> None:
     if status.get("reason") != "NonZeroExitCode" or not codes or not codes[0].isdigit():
         raise ExecError(message, again=True)
     code = int(codes[0])
-    words = errors.rpartition("Error: ")[2] or f"the command ended with exit code {code}"
+    said = "".join(each if each.isprintable() else " " for each in errors.rpartition("Error: ")[2])
+    words = said.strip() or f"the command ended with exit code {code}"
     raise ExecError(words, again=code > 128, exit_code=code)  # killed: by the memory limit, or with its pod
 
 

@@ -30,6 +30,7 @@ from capture.contract import (
     from_json,
 )
 from capture.errors import PodtapError
+from capture.listing import FOLDER
 from capture.recording import CHAIN_SUFFIX, Window
 from capture.segment_writer import write_atomically
 from capture.sources import Origin
@@ -39,11 +40,10 @@ TRIES: Final = 5
 """In a row without a byte more."""
 LONGEST_PAUSE: Final = 15.0
 _READ_BYTES: Final = 1 << 20
-_FOLDER: Final = r"[A-Za-z0-9%~][A-Za-z0-9._%~-]*"
-_SEGMENT: Final = re.compile(rf"({_FOLDER}/{_FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}(\.pcap|\.pcap\.zst)", re.ASCII)
-_TOMBSTONES: Final = re.compile(rf"({_FOLDER}/{_FOLDER})/{re.escape(TOMBSTONES)}", re.ASCII)
+_SEGMENT: Final = re.compile(rf"({FOLDER}/{FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}(\.pcap|\.pcap\.zst)", re.ASCII)
+_TOMBSTONES: Final = re.compile(rf"({FOLDER}/{FOLDER})/{re.escape(TOMBSTONES)}", re.ASCII)
 _JOURNAL_FILE: Final = re.compile(
-    rf"({JOURNAL}/{_FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}({re.escape(JOURNAL_SUFFIX)}|\.jsonl{re.escape(PART)})", re.ASCII
+    rf"({JOURNAL}/{FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}({re.escape(JOURNAL_SUFFIX)}|\.jsonl{re.escape(PART)})", re.ASCII
 )
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from capture.contract import MANIFEST_SUFFIX, PART, TOMBSTONES, ContractError, Manifest, from_json, sha256, to_json
 from capture.cut import Cut, Selection
 from capture.errors import PodtapError
 from capture.freezes import read_freezes
+from capture.listing import Listed, NodeListing
 from capture.recording import (
     PCAP,
     Entry,
@@ -25,7 +26,6 @@ from capture.recording import (
     data_of,
     journal_files,
     manifest_paths,
-    node_folders,
     open_parts,
     read_entry,
     read_or_none,
@@ -35,57 +35,23 @@ from capture.recording import (
 from capture.transfer import PIECE_BYTES, End, Header, Trailer, send_end, send_file
 
 
-@dataclass
-class Listed:
-    """One segment of a window."""
-
-    path: str
-    """`<cluster>/<node>/<day>/<start>-<seq>`"""
-    start_ns: int
-    end_ns: int
-    packets: int
-    size_bytes: int
-    """Of the packets, uncompressed."""
-    send_bytes: int
-    """About what it takes to send it."""
-
-
-@dataclass
-class NodeListing:
-    """What a node's folder holds, and what of it is in the window. One line of `podtap agent list -o json`."""
-
-    cluster: str
-    node: str
-    path: str
-    oldest_ns: int | None = None
-    newest_ns: int | None = None
-    open_since_ns: int | None = None
-    """The segment that is being written began then."""
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    """As Listed."""
-    freezes: list[dict[str, Any]] = field(default_factory=list)
-
-    def listed(self) -> list[Listed]:
-        return [Listed(**each) for each in self.segments]
-
-
-def list_nodes(root: Path, window: Window) -> Iterator[NodeListing]:
-    """Of each node's folder below the root."""
-    for folder in node_folders(root):
-        entries, _ = select(folder, window)
-        ends = _ends(folder)
-        named = [*ends, *entries]
-        opened = open_parts(folder)
-        yield NodeListing(
-            cluster=named[0].manifest.cluster if named else folder.parent.name,
-            node=named[0].manifest.node if named else folder.name,
-            path=folder.relative_to(root).as_posix(),
-            oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
-            newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
-            open_since_ns=opened[-1][0] if opened else None,
-            segments=[asdict(_listed(root, each, window)) for each in entries],
-            freezes=[asdict(each) for each in read_freezes(folder)[0]],
-        )
+def list_node(root: Path, folder: Path, window: Window) -> NodeListing:
+    """Of one node's folder below the root."""
+    entries, _ = select(folder, window)
+    ends = _ends(folder)
+    named = [*ends, *entries]
+    opened = open_parts(folder)
+    return NodeListing(
+        cluster=named[0].manifest.cluster if named else folder.parent.name,
+        node=named[0].manifest.node if named else folder.name,
+        path=folder.relative_to(root).as_posix(),
+        now_ns=time.time_ns(),
+        oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
+        newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
+        open_since_ns=opened[-1][0] if opened else None,
+        segments=[asdict(_listed(root, each, window)) for each in entries],
+        freezes=[asdict(each) for each in read_freezes(folder)[0]],
+    )
 
 
 def _ends(folder: Path) -> list[Entry]:
@@ -120,15 +86,20 @@ def _name(root: Path, manifest: Path) -> str:
 
 
 def send_recording(
-    root: Path, window: Window, addresses: list[str] | None = None, resume: str = "", offset: int = 0
+    root: Path,
+    folders: list[Path],
+    window: Window,
+    addresses: list[str] | None = None,
+    resume: str = "",
+    offset: int = 0,
 ) -> Iterator[bytes]:
-    """The stream of a window's segments, cut to it and to the packets of `addresses`; tombstones last.
+    """The stream of a window's segments of some nodes, cut to it and to the packets of `addresses`; tombstones last.
 
     `resume`: the path of the segment to begin with, from the byte `offset` on; what is before it, by name, is there
     already.
     """
     end = End(versions=_versions())
-    for folder in node_folders(root):
+    for folder in folders:
         entries, damaged = select(folder, window)
         end.damaged += [_name(root, path) for path in damaged]
         for entry in entries:
@@ -136,7 +107,7 @@ def send_recording(
             if name < resume:
                 continue
             yield from _send_segment(name, folder, entry, window, addresses, offset if name == resume else 0, end)
-    for folder in node_folders(root):
+    for folder in folders:
         yield from _send_plain(root, folder / TOMBSTONES)
     end.now_ns = time.time_ns()
     yield send_end(end)

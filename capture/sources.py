@@ -5,7 +5,6 @@ An object store would be one more: it has the same files, so its origin yields t
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator
@@ -14,13 +13,15 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from capture.cluster import Cluster, ExecError, PodtapPod
-from capture.contract import JOURNAL, Freeze
+from capture.contract import JOURNAL, ContractError, Freeze, safe_name
 from capture.errors import PodtapError
-from capture.recording import Window
-from capture.sending import NodeListing, list_nodes, send_journal, send_recording
+from capture.listing import NodeListing, parse_listing
+from capture.recording import Window, node_folders
+from capture.sending import list_node, send_journal, send_recording
 
 _TRIES: Final = 3
 _PATIENCE_S: Final = 10.0
+_LONGEST_ARGUMENT: Final = 100_000
 
 
 class Origin(Protocol):
@@ -40,6 +41,9 @@ class Source(Protocol):
 
     missing: dict[str, str]
     """Nodes that have no origin, and why."""
+
+    def versions(self) -> dict[str, str]:
+        """Of what the recordings come from, by name; what can't be had is left out."""
 
     def nodes(self) -> list[Origin]: ...
 
@@ -61,13 +65,13 @@ class AgentOrigin:
         command = ["podtap", "agent", "list", *_window(window), "-o", "json"]
         lines = self._run(command).splitlines()
         try:
-            return [NodeListing(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
+            return [parse_listing(line) for line in lines]
+        except ContractError as error:
             raise PodtapError(f"its agent's answer can't be understood ({error}): is it of the same version?") from None
 
     def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
         command = ["podtap", "agent", "send", *_window(window)]
-        command += [] if addresses is None else ["--addresses", ",".join(addresses)]
+        command += [] if addresses is None else ["--addresses", _joined(addresses)]
         command += ["--resume", resume, "--offset", str(offset)] if resume else []
         return self._stream(command)
 
@@ -133,6 +137,9 @@ class ClusterSource:
     notes: list[str] = field(default_factory=list)
     """What could not be found out."""
 
+    def versions(self) -> dict[str, str]:
+        return self.cluster.versions()
+
     def nodes(self) -> list[AgentOrigin]:
         """PodtapError: the cluster can't be asked, or has no agent at all."""
         agents = {pod.node: pod for pod in self.cluster.agents()}
@@ -161,36 +168,56 @@ class ClusterSource:
 
 @dataclass
 class FolderOrigin:
-    """A root on this machine's disk: a node's that is mounted here, a copy, or another bundle."""
+    """One node's folder on this machine's disk, or the journal beside them."""
 
     root: Path
-    has_journal: bool = False
-
-    @property
-    def name(self) -> str:
-        return str(self.root)
+    folder: Path
+    name: str
 
     def listing(self, window: Window) -> list[NodeListing]:
-        return list(list_nodes(self.root, window))
+        return [list_node(self.root, self.folder, window)]
 
     def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
-        if self.has_journal:
+        if self.folder.name == JOURNAL:
             return send_journal(self.root, window)
-        return send_recording(self.root, window, addresses, resume, offset)
+        return send_recording(self.root, [self.folder], window, addresses, resume, offset)
 
 
 @dataclass
 class FolderSource:
-    """A root with any number of nodes, and maybe a journal."""
+    """A root with any number of nodes, and maybe a journal: a node's that is mounted here, a copy, another bundle."""
 
     root: Path
+    wanted: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
+    def versions(self) -> dict[str, str]:
+        return {}
+
     def nodes(self) -> list[FolderOrigin]:
-        return [FolderOrigin(self.root)]
+        folders = node_folders(self.root)
+        names = [each.name for each in folders]
+        if not folders:
+            raise PodtapError(f"no recording is below {self.root}: give the folder that holds <cluster>/<node>")
+        if unknown := [each for each in self.wanted if safe_name(each) not in names]:
+            raise PodtapError(f"there is no node {', '.join(unknown)}; there are: {', '.join(names)}")
+        wanted = [safe_name(each) for each in self.wanted] or names
+        origins = [(each.relative_to(self.root).as_posix(), each) for each in folders if each.name in wanted]
+        return [FolderOrigin(self.root, folder, name) for name, folder in origins]
 
     def journals(self) -> list[FolderOrigin]:
-        return [FolderOrigin(self.root, has_journal=True)] if (self.root / JOURNAL).is_dir() else []
+        folder = self.root / JOURNAL
+        return [FolderOrigin(self.root, folder, str(folder))] if folder.is_dir() else []
+
+
+def _joined(addresses: list[str]) -> str:
+    """As one argument of a command, of which the kernel takes 128 KiB."""
+    text = ",".join(addresses)
+    if len(text) > _LONGEST_ARGUMENT:
+        raise PodtapError(
+            f"{len(addresses):,} addresses are too many to choose by: leave out -n and -l, or narrow them"
+        )
+    return text
 
 
 def _window(window: Window) -> list[str]:
