@@ -28,6 +28,7 @@ ACCOUNT = in_lines(
     ("has_ports", "u1"),
     ("seen_synack", "u1"),
     ("named", "u1"),  # orig's first data was looked at for a server name
+    ("history_length", "u1"),
     # what few packets change
     ("flow_uid", "u8"),
     ("orig_hi", "u8"),
@@ -35,10 +36,9 @@ ACCOUNT = in_lines(
     ("resp_hi", "u8"),
     ("resp_lo", "u8"),
     ("missed_bytes", "i8"),
-    ("zero_windows", "i8"),
+    ("zero_windows", "u4"),
     ("interface", "i4"),
     ("encapsulation", "u4"),
-    ("history_length", "i4"),
     ("orig_port", "u2"),
     ("resp_port", "u2"),
 )
@@ -59,14 +59,14 @@ ACCOUNT_SIDE = in_lines(
     ("syn_seq", "u4"),
     ("fin_end", "u4"),
     ("rst_seq", "u4"),
+    ("repeats", "u4"),  # packets that are a T of the history
+    ("zero_windows", "u4"),
+    ("gaps", "u4"),
     ("out_of_order", "i8"),
     ("before_packets", "i8"),  # what had been counted when the minute began
     ("before_bytes", "i8"),
     ("before_tcp_segments", "i8"),
     ("before_retransmits", "i8"),
-    ("repeats", "i8"),  # packets that are a T of the history
-    ("zero_windows", "i8"),
-    ("gaps", "i8"),
 )
 
 MINUTE = np.dtype(
@@ -318,7 +318,7 @@ def write_history(accounts, slot, p, me, you, is_orig, missed):
         write_once(accounts, slot, me, np.int64(65), is_orig)  # A
     if p["tcp_window"] == 0 and not flags & RST and you["state"] != CLOSED and me["state"] != RESET:
         me["zero_windows"] += 1
-        write_power_of_ten(accounts, slot, me["zero_windows"], np.int64(87), is_orig)  # W
+        write_power_of_ten(accounts, slot, np.int64(me["zero_windows"]), np.int64(87), is_orig)  # W
     if me["started"]:
         advance = ahead(end, me["last_end"])
         if advance > 0:
@@ -326,13 +326,13 @@ def write_history(accounts, slot, p, me, you, is_orig, missed):
                 me["last_end"] = end
         elif length > 0 and me["state"] != RESET and not flags & RST:
             me["repeats"] += 1
-            write_power_of_ten(accounts, slot, me["repeats"], np.int64(84), is_orig)  # T
+            write_power_of_ten(accounts, slot, np.int64(me["repeats"]), np.int64(84), is_orig)  # T
     else:
         me["started"] = 1
         me["last_end"] = end
     if missed > 0:
         you["gaps"] += 1
-        write_power_of_ten(accounts, slot, you["gaps"], np.int64(71), not is_orig)  # G
+        write_power_of_ten(accounts, slot, np.int64(you["gaps"]), np.int64(71), not is_orig)  # G
 
 
 @hot

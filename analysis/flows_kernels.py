@@ -583,7 +583,7 @@ def assign(
         datagram = np.int64(0)
         if p["fragment"] != FRAGMENT_NONE:
             datagram, count = resolve_fragment(p, fragments, early, links, settled, count)
-            waiting += p["waits"]
+            waiting += np.int64(p["waits"])
             if datagram < 0:
                 continue
             h = look_up(p)

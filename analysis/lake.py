@@ -36,7 +36,8 @@ COMMITS: Final = "_commits"
 WIP: Final = "_wip"
 DAY_NS: Final = 86_400 * 1_000_000_000
 ROW_GROUP_ROWS: Final = 1 << 15
-"""Small enough that a time or pod filter skips most of a file. Packets come in row groups already."""
+"""At least, if there are so many; small enough that a time or pod filter skips most of a file. Packets come in row
+groups already."""
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
 UNKNOWN_NODE: Final = "unknown"
@@ -175,7 +176,8 @@ class Batch:
         for day in np.unique(days).tolist():
             part = rows if (days == day).all() else rows.filter(columns.flags(days == day))
             date = str(np.datetime64(day, "D"))
-            self._writer(table, date, node).write_table(part, row_group_size=ROW_GROUP_ROWS)
+            groups = max(len(part) // ROW_GROUP_ROWS, 1)
+            self._writer(table, date, node).write_table(part, row_group_size=-(-len(part) // groups))
 
     def add_packets(self, day: int, row_group: RowGroup, node: str = UNKNOWN_NODE) -> None:
         """A row group of packets, all of one UTC day (since 1970)."""
@@ -277,8 +279,14 @@ def _writer_options(table: str) -> dict[str, Any]:
     }
 
 
-def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], anew: Mapping[str, pa.Table]) -> None:
-    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`, at once.
+def rewrite(
+    root: Path,
+    name: str,
+    change: Callable[[str, pa.Table], pa.Table],
+    anew: Mapping[str, pa.Table],
+    more: Mapping[str, pa.Table],
+) -> None:
+    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`; adds `more`.
 
     Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
     over all others from those before it.
@@ -290,7 +298,7 @@ def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], 
         for table, names in record.files.items():
             for file in names if not record.derived_from and table not in anew else ():
                 batch.rewrite_file(table, file, change)
-    for table, rows in anew.items():
+    for table, rows in (*anew.items(), *more.items()):
         batch.add(table, rows)
     batch.commit()
 
