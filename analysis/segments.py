@@ -51,11 +51,9 @@ _OTHER_FILES: Final = frozenset(
         ".csv",
         ".parquet",
         ".idx",
-        ".sha256",
-        ".sig",
-        ".asc",
         ".tmp",
         ".lock",
+        ".sha256",
         ".sig",
         ".asc",
     ]
