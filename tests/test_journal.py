@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from capture import metrics
+from capture import journal, journal_files, metrics
 from capture.journal import JournalLimits
 from tests.journal_rig import HEALED_S, PODS, Rig, churn, make_pod, make_server, running, truth
 from tests.journals import Record, files_of, read, replay
@@ -205,8 +206,6 @@ def test_a_listing_that_is_larger_than_a_file_does_not_end_one_after_the_other(t
 
 
 def test_a_full_disk_is_a_gap_and_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capture import journal, journal_files
-
     monkeypatch.setattr(journal, "RETRY_S", 0.2)
     broken = threading.Event()
     put = journal_files.Part._put
@@ -233,6 +232,19 @@ def test_a_full_disk_is_a_gap_and_then_goes_on(tmp_path: Path, monkeypatch: pyte
         assert (gap["type"], gap["reason"]) == ("gap", "No space left on device")
         assert [record.get("uid") for record in listing] == ["uid-b", "uid-c", None]
         assert rig.counts.get(metrics.WRITE_ERRORS, "No space left on device")
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RETRY_S", 0.2)
+    with make_server() as server, running(tmp_path, server, kinds=PODS) as rig:
+        server.apply(make_pod("a", "10.244.0.1"))
+        rig.until_true()
+        shutil.rmtree(tmp_path / "root")
+        rig.until(lambda: rig.journal.ready() == ["nothing can be written: the file is gone"])
+        server.apply(make_pod("b", "10.244.0.2"))
+        rig.until(lambda: bool(files_of(rig.root)))
+        rig.until_true()
+        assert of_type(rig.records(), "gap")[0]["reason"] == "the file is gone"
 
 
 def test_what_it_counts(tmp_path: Path) -> None:
