@@ -39,27 +39,8 @@ Framer = PcapFramer | PcapngFramer
 
 # Nobody means these when naming a folder.
 _OTHER_FILES: Final = frozenset(
-    [
-        ".json",
-        ".jsonl",
-        ".md",
-        ".py",
-        ".txt",
-        ".yaml",
-        ".yml",
-        ".tsv",
-        ".csv",
-        ".parquet",
-        ".idx",
-        ".sha256",
-        ".sig",
-        ".asc",
-        ".tmp",
-        ".lock",
-        ".sig",
-        ".asc",
-    ]
-)
+    [".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".tsv", ".csv", ".parquet", ".idx"]
+) | {".tmp", ".lock", ".sig", ".asc", ".sha256"}
 _PACKED_SUFFIXES: Final = frozenset([".gz", ".zst", ".lz4", ".xz", PART])
 
 

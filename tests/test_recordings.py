@@ -49,6 +49,7 @@ def test_a_recording_is_read_as_a_root_a_node_or_a_file(tmp_path: Path) -> None:
     (node.folder / "freezes").mkdir()
     (node.folder / "freezes" / "1.json").write_text("{}")
     (node.folder / "tombstones.jsonl").write_text("")
+    (tmp_path / "root" / "bundle.json.sha256").write_text("0")
     one.with_name("x.chain.json").write_text("{}")
     write_journal(tmp_path / "root", [JournalRecord("list_complete", at(0), "Pod")])
     for place, files in ((tmp_path / "root", 3), (node.folder, 3), (one, 1)):
