@@ -50,7 +50,7 @@ FLOW_FACTS: Final = np.dtype(
         ("orig_syn", "i8"),  # sequence number of orig's SYN; -1: not seen
         ("resp_syn", "i8"),
         ("point", "i4"),
-        ("node", "i4"),
+        ("node", "i4"),  # in the order of their names
         ("orig", "i4"),  # numbers of addresses
         ("resp", "i4"),
         ("community", "i4"),
@@ -108,7 +108,8 @@ def flow_facts(flows: pa.Table) -> Records:
         facts[time] = numbers(flows[time])
     facts["orig_syn"] = facts["resp_syn"] = -1
     addresses = Numbers()
-    nodes = Numbers().of(flows["node"])
+    names = Numbers((name, number) for number, name in enumerate(sorted(map(str, set(flows["node"].to_pylist())))))
+    nodes = names.of(flows["node"])
     facts["node"] = nodes
     interfaces, tunnels = (Numbers().of(flows[name]).tolist() for name in ("interface", "encapsulation"))
     points = Numbers()

@@ -111,6 +111,8 @@ class Cluster:
             with contextlib.closing(self._open(pod, command)) as connection:
                 yield from _output(connection)
         except websocket.WebSocketBadStatusException as error:
+            if error.status_code == 401:  # whoever asks for JSON reads the credentials again
+                self._get(f"/api/v1/namespaces/{quote(pod.namespace)}/pods", {"limit": "1"})
             raise _refused(pod, error.status_code, error.resp_body or b"") from error
         except websocket.WebSocketTimeoutException as error:
             raise ExecError(f"nothing was heard for {SILENCE_SECONDS:.0f} s", again=True) from error
@@ -216,7 +218,7 @@ def _refused(pod: PodtapPod, code: int, body: bytes) -> ExecError:
         message = body[:200].decode(errors="replace").strip() or f"HTTP status {code}"
     if code == 403:
         message += f"; podtap needs the verbs get and create on pods/exec in namespace {pod.namespace}"
-    return ExecError(message, again=code == 429 or code >= 500, gone=code == 404)
+    return ExecError(message, again=code in (401, 429) or code >= 500, gone=code == 404)
 
 
 def _podtap_pod(item: dict[str, Any], container: str) -> PodtapPod:

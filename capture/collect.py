@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -87,6 +88,8 @@ class Collection:
     _failed: dict[str, str] = field(default_factory=dict)
     _damage: dict[str, list[str]] = field(default_factory=dict)
     """Sentences by node's folder."""
+    _agents: set[str] = field(default_factory=set)
+    """Versions of podtap on the nodes."""
 
     @property
     def window(self) -> Window:
@@ -102,6 +105,10 @@ class Collection:
         if not plan.segment_count and not any(self._is_open(each) for each in plan.all()):
             raise PodtapError(f"no node has anything of {_window_text(self.window)}: {_reach(plan)}")
         self.confirm(plan)
+        with _locked(self.folder):
+            return self._bring(origins, plan)
+
+    def _bring(self, origins: Sequence[Origin], plan: Plan) -> Bundle:
         _write_request(self.folder, self.request)
         claims, throttle = Claims(), Throttle(self.bandwidth)
         has_journal = self._bring_journal(claims, throttle)
@@ -111,7 +118,8 @@ class Collection:
         nodes = self._nodes(origins, plan)
         for path in self.folder.rglob(f"*{MANIFEST_SUFFIX}{TEMPORARY}"):  # of a run that was ended amid it
             path.unlink()
-        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns(), self.source.versions())
+        versions = self.source.versions() | {"agents": ", ".join(sorted(self._agents))}
+        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns(), versions)
         if not any(half_files(self.folder)):
             shutil.rmtree(self.folder / WORK)
         return head
@@ -171,6 +179,7 @@ class Collection:
                     downloads[origin.name] = download
             self._run(downloads.values())
             self._wait(downloads, plan)
+        self._agents = {each.versions["podtap"] for each in downloads.values() if "podtap" in each.versions}
         for name, download in downloads.items():
             self._damage |= {each.path: _damage_of(download, each.path) for each in plan.listings[name]}
 
@@ -312,10 +321,25 @@ def _earlier(folder: Path) -> tuple[Request, bool] | None:
     return None
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """PodtapError: another one collects into the folder."""
+    try:
+        (folder / WORK).mkdir(exist_ok=True)
+        file = open(folder / WORK / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise DiskFull(f"{folder} can't be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PodtapError(f"another podtap collect is at work in {folder}: wait for it, or end it") from None
+        yield
+
+
 def _write_request(folder: Path, request: Request) -> None:
     values = {"since_ns": request.since_ns, "until_ns": request.until_ns, "asked": request.asked}
     try:
-        (folder / WORK).mkdir(exist_ok=True)
         write_atomically(folder / WORK / _REQUEST, json.dumps(values).encode())
     except OSError as error:
         raise DiskFull(f"{folder} can't be written: {error.strerror}") from error

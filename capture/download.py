@@ -98,7 +98,7 @@ class Download:
         self.node_folders: set[str] = set()
         """Whose files came, or are known to be there from an earlier time."""
         self.versions: dict[str, str] = {}
-        """Of what sent it."""
+        """Of the podtap that sent it."""
         self.vanished: set[str] = set()
         """Segments that were evicted before their turn."""
         self.damaged: set[str] = set()
@@ -145,11 +145,11 @@ class Download:
     def _receive(self, header: Header, receiver: Receiver) -> None:
         self._check_path(header.path)
         final, half = self.folder / header.path, self._work / header.path
-        half.parent.mkdir(parents=True, exist_ok=True)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if header.offset and final.exists() and not half.exists():
-            os.rename(final, half)
         try:
+            half.parent.mkdir(parents=True, exist_ok=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if header.offset and final.exists() and not half.exists():
+                os.rename(final, half)
             if header.offset and (not half.exists() or half.stat().st_size < header.offset):
                 self._is_stale = True
                 raise TransferError("the node sent the end of a file whose beginning is not here")

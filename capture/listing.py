@@ -43,6 +43,9 @@ class NodeListing:
     newest_ns: int | None = None
     open_since_ns: int | None = None
     """The segment that is being written began then."""
+    pinned_segments: int = 0
+    """Of all: what freezes keep, as the agent last saw to it."""
+    pinned_bytes: int = 0
     segments: list[dict[str, Any]] = field(default_factory=list)
     """As Listed."""
     freezes: list[dict[str, Any]] = field(default_factory=list)

@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 from capture.chain import Link
 from capture.compression import Compressor, compress
@@ -46,6 +47,11 @@ from capture.segment_writer import (
 from capture.stored_segments import ZSTD, boot_time_ns, from_manifest
 
 __all__ = ["Limits", "Part", "Ring", "RingState", "SegmentFacts"]
+
+
+_LATEST_NS: Final = 9 * 10**18
+"""In the year 2255."""
+_WHOLE_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Ring:
@@ -75,6 +81,7 @@ class Ring:
         self._manifest_bytes = 8192
         """More than the largest so far."""
         self._compressing_bytes = 0
+        self._salvage_trouble = ""
         self._trouble = ""
         """What the latest attempt to keep the folder in order ran into."""
         self._compressor = Compressor(self._compress) if limits.compress else None
@@ -82,9 +89,16 @@ class Ring:
     # --- The life of a segment ---------------------------------------------------------------------------------------
 
     def salvage(self) -> list[Manifest]:
-        """Seal what an earlier run left unsealed, cut to whole records; what is empty goes. Returns what it sealed."""
+        """Seal what an earlier run left unsealed, cut to whole records; what is empty goes. Returns what it sealed.
+
+        No OSError: what the disk does not allow now is told by `state`, and tried again at each seal.
+        """
         with self._sealing:
-            self._attach()
+            try:
+                self._attach()
+            except OSError as error:
+                self._trouble = f"{self.folder} can't be used: {error}"
+                return []
             manifests = self._salvage()
             self._settle()
         return manifests
@@ -117,9 +131,12 @@ class Ring:
             return
         with self._lock:
             before = part.granted_bytes
-            for part.granted_bytes in (needed + self.limits.segment_bytes // 4, needed):
-                if self._store.evict(self._other_bytes()):
-                    return
+            part.granted_bytes = needed + self.limits.segment_bytes // 4  # so that the next calls are quick again
+            if self._store.evict(self._other_bytes()):
+                return
+            part.granted_bytes = needed
+            if self._store.evict(self._other_bytes()):
+                return
             part.granted_bytes = before
             raise self._no_room()
 
@@ -180,7 +197,7 @@ class Ring:
                 evicted_segments=store.evicted,
                 lost_segments=store.lost,
                 waiting_segments=len(self._waiting) + len(self._unsealed),
-                problems=store.problems() + [self._trouble] * bool(self._trouble),
+                problems=[*store.problems(), *filter(None, (self._salvage_trouble, self._trouble))],
                 last_stem=store.head.stem if store.head else "",
                 last_manifest_sha256=store.head.sha256 if store.head else "",
             )
@@ -205,6 +222,8 @@ class Ring:
             stems = [segment.stem for segment in self._store.segments] + [path.name for path in self._unsealed]
             stems += [self._store.head.stem] if self._store.head else []
             for start_ns, seq in filter(None, map(parse_stem, stems)):
+                if start_ns > _LATEST_NS:
+                    continue  # a stranger's name: the next one would have too many digits
                 self._last_start_ns = max(self._last_start_ns, start_ns)
                 self._seq = max(self._seq, seq)
             if self._compressor:
@@ -213,30 +232,40 @@ class Ring:
 
     def _salvage(self) -> list[Manifest]:
         manifests = []
-        while self._unsealed:
-            path = self._unsealed[0]
+        unsealed, self._unsealed = self._unsealed, []
+        self._salvage_trouble = ""
+        for path in unsealed:
+            try:
+                if manifest := self._salvage_one(path):
+                    manifests.append(manifest)
+            except OSError as error:
+                self._salvage_trouble = f"{path} could not be salvaged: {error}"
+        return manifests
+
+    def _salvage_one(self, path: Path) -> Manifest | None:
+        """None: there is nothing to be kept. After an OSError it is among the unsealed again."""
+        part = None
+        try:
             part = self._adopt(path)
             facts = facts_of(part.fd) if part else None
-            if part and facts:
-                manifests.append(self._seal_adopted(part, facts))
-            elif part:
+            manifest = self._seal(part, facts) if part and facts else None
+            if part and not manifest:
                 self.discard(part)
             if path.name.endswith(ZSTD):
                 path.unlink(missing_ok=True)  # what it held is in the part, or was nothing
-            self._unsealed.pop(0)
-        return manifests
-
-    def _seal_adopted(self, part: Part, facts: SegmentFacts) -> Manifest:
-        try:
-            return self._seal(part, facts)
         except OSError:
+            if part and part.manifest:
+                raise
             with self._lock:
-                self._forget(part)
-                if self._unsealed[0].name.endswith(ZSTD):
-                    part.path.unlink(missing_ok=True)
-                else:
-                    self._unsealed[0] = part.path
+                if part:
+                    self._forget(part)
+                    if path.name.endswith(ZSTD):
+                        part.path.unlink(missing_ok=True)
+                    else:
+                        path = part.path
+            self._unsealed.append(path)
             raise
+        return manifest
 
     def _adopt(self, path: Path) -> Part | None:
         """A part of what is not sealed; None: it is gone."""
@@ -254,15 +283,22 @@ class Ring:
             return part
 
     def _seal_waiting(self, wanted: Part) -> None:
-        """In order, up to all of them; what somebody removed meanwhile is passed over."""
-        while self._waiting:
-            part, facts = self._waiting[0]
+        """In order. One that can't be sealed keeps the others from it only where the disk is full or read-only."""
+        failed: list[tuple[Part, SegmentFacts]] = []
+        trouble: OSError | None = None
+        while self._waiting and not (trouble and trouble.errno in _WHOLE_DISK):
+            part, facts = self._waiting.pop(0)
             try:
                 self._seal(part, facts)
             except FileNotFoundError:
                 with self._lock:
                     self._forget(part)
-            self._waiting.pop(0)
+            except OSError as error:
+                failed.append((part, facts))
+                trouble = error if part is wanted or error.errno in _WHOLE_DISK else trouble
+        self._waiting = failed + self._waiting
+        if trouble and wanted.manifest is None:
+            raise trouble
 
     def _seal(self, part: Part, facts: SegmentFacts) -> Manifest:
         part.granted_bytes = 0
@@ -303,9 +339,10 @@ class Ring:
             segment = self._store.get(name)
             if segment is None or not source.exists():
                 return
-            self._compressing_bytes = on_disk(segment.size_bytes)
-            has_room = self._store.evict(self._other_bytes())
         try:
+            with self._lock:
+                self._compressing_bytes = on_disk(segment.size_bytes)
+                has_room = self._store.evict(self._other_bytes())
             if not has_room or not compress(source, temporary, segment.sha256):
                 return
             with self._lock:
@@ -338,8 +375,11 @@ class Ring:
         return NAMES_BYTES + on_disk(size_bytes) + on_disk(self._manifest_bytes)
 
     def _forget(self, part: Part) -> None:
-        self._parts = [each for each in self._parts if each is not part]
-        os.close(part.fd)
+        """Close it, once: its number may be another file's the second time."""
+        left = [each for each in self._parts if each is not part]
+        if len(left) < len(self._parts):
+            self._parts = left
+            os.close(part.fd)
 
     def _no_room(self) -> OSError:
         return OSError(

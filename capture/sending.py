@@ -27,6 +27,7 @@ from capture.recording import (
     journal_files,
     manifest_paths,
     open_parts,
+    pinned_sizes,
     read_entry,
     read_or_none,
     select,
@@ -40,7 +41,7 @@ def list_node(root: Path, folder: Path, window: Window) -> NodeListing:
     entries, _ = select(folder, window)
     ends = _ends(folder)
     named = [*ends, *entries]
-    opened = open_parts(folder)
+    opened, pinned = open_parts(folder), pinned_sizes(folder)
     return NodeListing(
         cluster=named[0].manifest.cluster if named else folder.parent.name,
         node=named[0].manifest.node if named else folder.name,
@@ -49,6 +50,8 @@ def list_node(root: Path, folder: Path, window: Window) -> NodeListing:
         oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
         newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
         open_since_ns=opened[-1][0] if opened else None,
+        pinned_segments=len(pinned),
+        pinned_bytes=sum(pinned),
         segments=[asdict(_listed(root, each, window)) for each in entries],
         freezes=[asdict(each) for each in read_freezes(folder)[0]],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -237,6 +238,7 @@ def test_ctrl_c_and_the_same_command_again(world: World) -> None:
     end = time.monotonic() + 20
     while time.monotonic() < end and not any(world.bundle.glob("lab/*/*/*.json")):
         time.sleep(0.05)
+    assert "another podtap collect is at work" in world.collect("--bandwidth", "4M").stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -368,6 +370,7 @@ def test_a_freeze_reaches_who_can_be_reached_and_is_thawed(world: World) -> None
     listed = world.run("freeze", "--list")
     assert listed.returncode == 0
     assert "1 of 2" in listed.stdout and "checkout is slow" in listed.stdout
+    assert re.search(r"node-a +0 +0 B", listed.stdout), "no agent runs that could have pinned it"
     freeze_id = done.stdout.split()[1]
     thawed = world.run("thaw", freeze_id)
     assert "node-a: thawed" in thawed.stdout

@@ -15,6 +15,7 @@ from capture.errors import PodtapError, UsageError
 from capture.freezes import add_freeze, thaw
 from capture.ring import Limits, Ring
 from tests.rings import (
+    NANOSECONDS,
     SMALL,
     START_NS,
     assert_hashes,
@@ -189,7 +190,18 @@ def test_what_is_too_old_goes(ring: Ring) -> None:
     assert [(each["stem"], each["reason"]) for each in tombstones(ring.folder)] == [(old, "age")]
 
 
-NANOSECONDS = 10**9
+@pytest.mark.parametrize("years", [10, -10])
+def test_a_jump_of_the_clock_makes_nothing_old(ring: Ring, years: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = again(ring, replace(SMALL, max_age_ns=3600 * NANOSECONDS))
+    stems = [record_segment(ring).stem]
+    jumped_ns = time.time_ns() + years * 365 * 86_400 * NANOSECONDS
+    monkeypatch.setattr(time, "time_ns", lambda: jumped_ns)
+    stems.append(record_segment(ring).stem)
+    monkeypatch.undo()
+    stems.append(record_segment(ring).stem)
+    ring.close()
+    assert [manifest["stem"] for manifest in manifests(ring.folder)] == stems == sorted(stems)
+    walk(ring.folder)
 
 
 def test_a_segment_that_grows_takes_room_from_the_oldest(ring: Ring) -> None:
@@ -201,6 +213,16 @@ def test_a_segment_that_grows_takes_room_from_the_oldest(ring: Ring) -> None:
         os.write(part.fd, bytes(8192))
         assert disk_bytes(ring.folder) <= SMALL.quota_bytes
     assert 0 < len(manifests(ring.folder)) < 6
+
+
+def test_there_is_room_for_a_segment_without_waiting_for_the_sealing_thread(ring: Ring) -> None:
+    """Which may hold the lock while it waits for the disk."""
+    ring.open(START_NS)
+    with ring._lock:
+        thread = threading.Thread(target=ring.make_room, args=(SMALL.segment_bytes,), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_what_could_never_fit_evicts_nothing(ring: Ring) -> None:
@@ -368,6 +390,29 @@ def test_files_of_others_are_left_alone(ring: Ring, tmp_path: Path) -> None:
     assert all(path.read_bytes() == b"theirs" for path in others)
     assert (tmp_path / "target").read_bytes() == b"precious"
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "17", '{"time_ns": 1, "last_stem": 5, "last_manifest_sha256": 6}', "[" * 9999]
+)
+def test_a_state_that_somebody_wrote_stops_no_start(ring: Ring, text: str) -> None:
+    record_segment(ring)
+    (ring.folder / "ring.json").write_text(text)
+    ring = again(ring)
+    record_segment(ring)
+    ring.close()
+    assert len(walk(ring.folder)) == 2
+
+
+def test_a_name_that_somebody_wrote_takes_no_names_away(ring: Ring) -> None:
+    (ring.folder / "22860101").mkdir()
+    (ring.folder / "22860101" / "9999999999999999999-999999.pcap").write_bytes(pcap(sll2_packets(3, START_NS)))
+    for _ in range(2):
+        ring = again(ring)
+        record_segment(ring)
+    ring.close()
+    assert sorted(walk(ring.folder)) == [manifest["stem"] for manifest in manifests(ring.folder)]
+    assert len(manifests(ring.folder)) == 3
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["middle", "newest"])
