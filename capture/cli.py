@@ -132,8 +132,8 @@ class AgentGroup(Group):
     "--freeze-when",
     metavar="COUNTER=RATE",
     multiple=True,
-    help="Freeze the minutes around it where this counter of the node, such as tcp_retrans_segs, grows by more than RATE "
-    "a second; repeatable.",
+    help="Freeze the minutes around it where this counter of the node (tcp_retrans_segs ...) grows by more than RATE a "
+    "second; repeatable.",
 )
 def agent(ctx: click.Context, /, **options: Any) -> None:
     """Record the packets of this machine as a ring of segments, until SIGTERM or Ctrl-C.

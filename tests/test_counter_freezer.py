@@ -20,7 +20,7 @@ SECOND = 1_000_000_000
     "text", ["", "tcp_retrans_segs", "tcp_retrans_segs=", "tcp_retrans_segs=-1", "nothing=5", "=3"]
 )
 def test_what_is_no_trigger_is_refused_with_the_counters_that_there_are(text: str) -> None:
-    with pytest.raises(UsageError, match="COUNTER=RATE.*tcp_retrans_segs"):
+    with pytest.raises(UsageError, match=r"COUNTER=RATE.*tcp_retrans_segs"):
         parse_trigger(text)
 
 
