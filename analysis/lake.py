@@ -53,6 +53,8 @@ class Record:
     """Content hash of each input, and its size: what was analysed."""
     files: dict[str, list[str]] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
+    unsealed: dict[str, str] = field(default_factory=dict)
+    """By the key of an input that was being written, which segment of which node it is."""
     derived_from: list[str] = field(default_factory=list)
     """The batches that its tables are made of, if it is none of facts; it counts as long as these are all there are."""
 

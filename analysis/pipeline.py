@@ -130,7 +130,8 @@ def analyze(
         try:
             line = _Line(batch, identities, summary, jobs or os.cpu_count() or 1, vxlan_ports, progress)
             line.run(segments, told)
-            batch.record.inputs = {segment.content_hash: segment.bytes_read for segment in segments}
+            batch.record.inputs = {segment.key: segment.bytes_read for segment in segments}
+            batch.record.unsealed = {segment.key: segment.origin for segment in segments if segment.unsealed}
             batch.record.replaces = replaced
             known = {content for record in records if record.batch not in replaced for content in record.inputs}
             summary.unchanged = batch.record.inputs.keys() <= known  # a pipe is known only once it was read
@@ -159,19 +160,26 @@ def _not_yet_analysed(segments: list[Segment], records: list[lake.Record]) -> tu
     """The segments to analyse, and the batches that their analysis replaces.
 
     What is in the lake already is not analysed again, unless a batch is part of what was given: then all is analysed
-    together, so that flows go on from file to file, and the batch is replaced.
+    together, so that flows go on from file to file, and the batch is replaced. So it is if a segment of it has grown
+    that was being written.
     """
     known = {content for record in records for content in record.inputs}
     sizes = {size for record in records for size in record.inputs.values()}
     for segment in segments:
         if known and segment.path != STDIN and _may_be_known(segment, sizes):
             segment.hash_content()
-    contents = {segment.content_hash for segment in segments}
+    contents = {segment.key for segment in segments}
     if contents <= known:
         return [], []
-    replaced = [record for record in records if record.inputs and set(record.inputs) <= contents]
+    origins = {segment.origin for segment in segments if segment.origin}
+    replaced = [record for record in records if record.inputs and _kept_inputs(record, origins) <= contents]
     again = {content for record in replaced for content in record.inputs}
-    return [s for s in segments if s.content_hash not in known - again], [record.batch for record in replaced]
+    return [s for s in segments if s.key not in known - again], [record.batch for record in replaced]
+
+
+def _kept_inputs(record: lake.Record, origins: set[str]) -> set[str]:
+    """The inputs of a batch but those that were being written, and are given anew."""
+    return {content for content in record.inputs if record.unsealed.get(content, "") not in origins}
 
 
 def _only_cluster(segments: Sequence[Segment]) -> str | None:
