@@ -129,13 +129,13 @@ def _losses() -> None:
 
 PARTS: Final[tuple[Callable[[], None], ...]] = (
     _retransmits,
+    _packet_rows,
     _dns_messages,
     _packets,
     _accounts,
     _dns,
     _flows,
     _columns,
-    _packet_rows,
     _framing,
     _sightings,
     _losses,
