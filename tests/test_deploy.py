@@ -1,0 +1,166 @@
+"""What is deployed: rendered by kubectl, valid for Kubernetes, and with no more rights than docs/deploy.md says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+
+from podtap import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "capture" / "deploy"
+KUBECTL = Path(sys.executable).with_name("kubectl")
+FOLDERS = [DEPLOY / "base", *sorted(path for path in (DEPLOY / "overlays").iterdir())]
+VERSIONS = ("1.29", "1.33", "1.36")
+CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+"""Of the Prometheus Operator: no schema of Kubernetes."""
+
+Object = dict[str, Any]
+
+
+def rendered(folder: Path) -> list[Object]:
+    done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=True)
+    assert done.stderr == ""  # warnings of what is deprecated
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return rendered(request.param)
+
+
+def workloads(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Name and pod spec of each."""
+    for each in objects:
+        if each["kind"] in ("DaemonSet", "Deployment", "StatefulSet"):
+            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+
+
+def containers(objects: list[Object]) -> Iterator[tuple[str, Object, Object]]:
+    for workload, spec in workloads(objects):
+        for container in spec["containers"] + spec.get("initContainers", []):
+            yield f"{workload}/{container['name']}", spec, container
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_objects_are_valid(objects: list[Object], version: str) -> None:
+    for each in objects:
+        if each["kind"] not in CUSTOM:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_all_is_in_the_namespace_or_in_none(objects: list[Object]) -> None:
+    assert {each["metadata"].get("namespace", "podtap") for each in objects} == {"podtap"}
+
+
+def test_only_the_agent_is_root_and_only_with_raw_sockets(objects: list[Object]) -> None:
+    for name, spec, container in containers(objects):
+        context = spec.get("securityContext", {}) | container["securityContext"]
+        assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"], name
+        assert context["capabilities"]["drop"] == ["ALL"], name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        is_agent = name == "podtap-agent/agent"
+        assert context["capabilities"].get("add", []) == (["NET_RAW"] if is_agent else []), name
+        assert context["runAsUser"] == (0 if is_agent else 65532), name
+        assert not context.get("privileged"), name
+
+
+def test_the_agent_has_no_token(objects: list[Object]) -> None:
+    spec = dict(workloads(objects))["podtap-agent"]
+    assert spec["automountServiceAccountToken"] is False
+    agent = next(each for each in spec["containers"] if each["name"] == "agent")
+    projected = {volume["name"] for volume in spec["volumes"] if "projected" in volume or "secret" in volume}
+    assert not projected & {mount["name"] for mount in agent["volumeMounts"]}
+
+
+def test_roles_only_read(objects: list[Object]) -> None:
+    rules = [
+        (each["metadata"]["name"], rule) for each in objects if each["kind"].endswith("Role") for rule in each["rules"]
+    ]
+    for name, rule in rules:
+        is_exec = rule["resources"] == ["pods/exec"] and name == "podtap-collect"
+        assert set(rule["verbs"]) <= ({"create", "get"} if is_exec else {"get", "list", "watch"}), name
+        assert not {"secrets", "configmaps", "*"} & set(rule["resources"]), name
+
+
+def test_the_journal_may_read_what_it_records_and_nothing_else(objects: list[Object]) -> None:
+    from capture.contract import KINDS
+
+    role = next(e for e in objects if e["kind"] == "ClusterRole" and e["metadata"]["name"] == "podtap-journal")
+    plurals = {resource for rule in role["rules"] for resource in rule["resources"]}
+    assert plurals == {re.sub("ys$", "ies", re.sub("ss$", "sse", kind.lower()) + "s") for kind in KINDS}
+
+
+def test_every_selector_and_reference_finds_what_it_means(objects: list[Object]) -> None:
+    names = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    for each in objects:
+        if "template" in each.get("spec", {}):
+            labels = each["spec"]["template"]["metadata"]["labels"]
+            assert each["spec"]["selector"]["matchLabels"].items() <= labels.items()
+            spec = each["spec"]["template"]["spec"]
+            assert ("ServiceAccount", spec["serviceAccountName"]) in names
+            assert spec.get("priorityClassName") is None or ("PriorityClass", spec["priorityClassName"]) in names
+            for volume in spec["volumes"]:
+                claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+                assert claim is None or ("PersistentVolumeClaim", claim) in names
+        if each["kind"] == "PodDisruptionBudget":
+            wanted = each["spec"]["selector"]["matchLabels"].items()
+            assert any(
+                wanted <= e["spec"]["template"]["metadata"]["labels"].items()
+                for e in objects
+                if "template" in e.get("spec", {})
+            )
+        if each["kind"].endswith("RoleBinding"):
+            assert (each["roleRef"]["kind"], each["roleRef"]["name"]) in names
+            assert all((subject["kind"], subject["name"]) in names for subject in each["subjects"])
+
+
+def test_the_image_is_this_version_everywhere(objects: list[Object]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {container["image"] for *_, container in containers(objects)} == {f"podtap:{version}"}
+
+
+def test_the_command_knows_every_argument(objects: list[Object]) -> None:
+    """Variables are filled in as Kubernetes does, then click reads the arguments and stops before it does anything."""
+    for name, _, container in containers(objects):
+        variables = {each["name"]: each.get("value", "value") for each in container.get("env", [])}
+        variables |= {"NAMESPACE": "default", "SELECTOR": "app=web", "HOST_IP": "192.0.2.1"}
+        arguments = [re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], each) for each in container["args"]]
+        assert arguments[0] in COMMANDS, name
+        with click.Context(main) as context:
+            command = main.get_command(context, arguments[0])
+            assert command is not None
+            command.make_context(arguments[0], arguments[1:], parent=context)
+
+
+def test_probes_ask_where_the_metrics_are(objects: list[Object]) -> None:
+    for name, _, container in containers(objects):
+        address = next((a.partition("=")[2] for a in container["args"] if a.startswith("--metrics=")), None)
+        ports = {str(port["name"]): port["containerPort"] for port in container.get("ports", [])}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if probe not in container:
+                assert address is None, name
+                continue
+            asked = container[probe]["httpGet"]
+            assert address is not None
+            host, _, port = address.rpartition(":")
+            assert str(ports.get(str(asked["port"]), asked["port"])) == port, name
+            assert asked.get("host") == (None if host in ("0.0.0.0", "$(HOST_IP)") else host), name
+
+
+def test_the_dockerfile_copies_what_is_there() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = [source for line in lines if re.match(r"COPY (?!--from)", line) for source in line.split()[1:-1]]
+    assert copied and all((ROOT / source).exists() for source in copied)
+    images = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    assert all(re.search(r":\d+\.\d+-slim-", image) for image in images)
