@@ -115,11 +115,8 @@ def test_every_selector_and_reference_finds_what_it_means(objects: list[Object])
                 assert claim is None or ("PersistentVolumeClaim", claim) in names
         if each["kind"] == "PodDisruptionBudget":
             wanted = each["spec"]["selector"]["matchLabels"].items()
-            assert any(
-                wanted <= e["spec"]["template"]["metadata"]["labels"].items()
-                for e in objects
-                if "template" in e.get("spec", {})
-            )
+            templates = [e["spec"]["template"] for e in objects if "template" in e.get("spec", {})]
+            assert any(wanted <= template["metadata"]["labels"].items() for template in templates)
         if each["kind"].endswith("RoleBinding"):
             assert (each["roleRef"]["kind"], each["roleRef"]["name"]) in names
             assert all((subject["kind"], subject["name"]) in names for subject in each["subjects"])
@@ -130,12 +127,16 @@ def test_the_image_is_this_version_everywhere(objects: list[Object]) -> None:
     assert {container["image"] for *_, container in containers(objects)} == {f"podtap:{version}"}
 
 
+def filled_in(argument: str, variables: dict[str, str]) -> str:
+    return re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], argument)
+
+
 def test_the_command_knows_every_argument(objects: list[Object]) -> None:
     """Variables are filled in as Kubernetes does, then click reads the arguments and stops before it does anything."""
     for name, _, container in containers(objects):
         variables = {each["name"]: each.get("value", "value") for each in container.get("env", [])}
         variables |= {"NAMESPACE": "default", "SELECTOR": "app=web", "HOST_IP": "192.0.2.1"}
-        arguments = [re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], each) for each in container["args"]]
+        arguments = [filled_in(argument, variables) for argument in container["args"]]
         assert arguments[0] in COMMANDS, name
         with click.Context(main) as context:
             command = main.get_command(context, arguments[0])
