@@ -4,7 +4,7 @@
 #   make lint   ruff, strict types, import rules, docs
 #   make lab    a small cluster of network namespaces to play in, until Ctrl-C (as root; LAB="--cni cilium --ipv6")
 #   make bench  podtap and its peers on the same captures
-#   make docs   write docs/tables.md, reports.md and files.md from the code
+#   make docs   write docs/tables.md, reports.md, metrics.md and files.md from the code
 #   make lock   take new versions of all dependencies into constraints.txt
 #   make clean  remove whatever was built
 
@@ -50,6 +50,7 @@ bench: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/reports.py
+	$(BIN)/python docs/metrics.py
 	$(BIN)/python docs/files.py
 
 lock:

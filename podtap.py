@@ -8,9 +8,18 @@ from typing import Any, Final
 import click
 
 COMMANDS: Final = {
+    "freeze": ("capture.evidence_commands:freeze", "Keep a window on all nodes."),
+    "thaw": ("capture.evidence_commands:thaw", "Let frozen windows go."),
+    "collect": ("capture.evidence_commands:collect", "Bring a window out of a cluster."),
+    "verify": ("capture.evidence_commands:verify", "Check an evidence bundle."),
     "analyze": ("analysis.cli:analyze", "Turn captures into tables."),
     "enrich": ("analysis.cli:enrich", "Add names from cluster metadata to a lake."),
     "report": ("analysis.cli:report", "Ask a lake for flows, retransmits or dns."),
+    "agent": ("capture.cli:agent", "Record this machine's packets; list, freeze and send what it recorded."),
+    "journal": ("capture.journal_commands:journal", "Remember what the cluster looks like at all times."),
+    "snapshot": ("capture.journal_commands:snapshot", "Write down what the cluster looks like now."),
+    "scope": ("capture.journal_commands:scope", "Keep the addresses of this node's pods for podtap agent."),
+    "doctor": ("capture.doctor:doctor", "Say whether this node is recorded, how far back, and what is missing."),
     "schema": ("analysis.cli:schema", "Show the tables and what their columns mean."),
 }
 INTERRUPTED: Final = 130

@@ -12,65 +12,61 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from analysis.layout import ACK, FIN, ICMP, ICMPV6, NANOSECONDS, RST, SYN, TCP, UDP
-from analysis.loads import be16
+from analysis.layout import ACK, FIN, ICMP, ICMPV6, NANOSECONDS, RST, SYN, TCP, UDP, in_lines
+from analysis.loads import be16, prefetch
 
-ACCOUNT = np.dtype(
-    [
-        ("flow_uid", "u8"),
-        ("orig_hi", "u8"),
-        ("orig_lo", "u8"),
-        ("resp_hi", "u8"),
-        ("resp_lo", "u8"),
-        ("first_seen", "i8"),
-        ("last_seen", "i8"),
-        ("missed_bytes", "i8"),
-        ("zero_windows", "i8"),
-        ("syn_time", "i8"),
-        ("handshake_rtt", "i8"),  # -1 = unknown
-        ("minute", "i8"),  # start of the minute that the sides' minute_ counts are of
-        ("minute_first", "i8"),
-        ("minute_last", "i8"),
-        ("interface", "i4"),
-        ("encapsulation", "u4"),
-        ("history_length", "i4"),
-        ("orig_port", "u2"),
-        ("resp_port", "u2"),
-        ("protocol", "u1"),
-        ("open", "u1"),
-        ("has_ports", "u1"),
-        ("seen_synack", "u1"),
-        ("named", "u1"),  # orig's first data was looked at for a server name
-    ],
-    align=True,
+ACCOUNT = in_lines(
+    ("minute", "i8"),  # start of the minute since when the sides count it
+    ("minute_first", "i8"),
+    ("minute_last", "i8"),
+    ("first_seen", "i8"),
+    ("last_seen", "i8"),
+    ("syn_time", "i8"),
+    ("handshake_rtt", "i8"),  # -1 = unknown
+    ("protocol", "u1"),
+    ("open", "u1"),
+    ("has_ports", "u1"),
+    ("seen_synack", "u1"),
+    ("named", "u1"),  # orig's first data was looked at for a server name
+    # what few packets change
+    ("flow_uid", "u8"),
+    ("orig_hi", "u8"),
+    ("orig_lo", "u8"),
+    ("resp_hi", "u8"),
+    ("resp_lo", "u8"),
+    ("missed_bytes", "i8"),
+    ("zero_windows", "i8"),
+    ("interface", "i4"),
+    ("encapsulation", "u4"),
+    ("history_length", "i4"),
+    ("orig_port", "u2"),
+    ("resp_port", "u2"),
 )
 
-ACCOUNT_SIDE = np.dtype(
-    [
-        ("packets", "i8"),
-        ("bytes", "i8"),
-        ("ip_bytes", "i8"),
-        ("tcp_segments", "i8"),
-        ("retransmits", "i8"),
-        ("out_of_order", "i8"),
-        ("minute_packets", "i8"),
-        ("minute_bytes", "i8"),
-        ("minute_tcp_segments", "i8"),
-        ("minute_retransmits", "i8"),
-        ("repeats", "i8"),  # packets that are a T of the history
-        ("zero_windows", "i8"),
-        ("gaps", "i8"),
-        ("vni", "i4"),
-        ("last_end", "u4"),  # highest end of the sequence numbers
-        ("syn_seq", "u4"),
-        ("fin_end", "u4"),
-        ("rst_seq", "u4"),
-        ("letters", "u4"),  # which letters of the history were written, a bit each
-        ("state", "u1"),
-        ("state_before", "u1"),
-        ("started", "u1"),
-    ],
-    align=True,
+ACCOUNT_SIDE = in_lines(
+    ("packets", "i8"),
+    ("bytes", "i8"),
+    ("ip_bytes", "i8"),
+    ("tcp_segments", "i8"),
+    ("retransmits", "i8"),
+    ("last_end", "u4"),  # highest end of the sequence numbers
+    ("letters", "u4"),  # which letters of the history were written, a bit each
+    ("vni", "i4"),
+    ("state", "u1"),
+    ("started", "u1"),
+    # what few packets change
+    ("state_before", "u1"),
+    ("syn_seq", "u4"),
+    ("fin_end", "u4"),
+    ("rst_seq", "u4"),
+    ("out_of_order", "i8"),
+    ("before_packets", "i8"),  # what had been counted when the minute began
+    ("before_bytes", "i8"),
+    ("before_tcp_segments", "i8"),
+    ("before_retransmits", "i8"),
+    ("repeats", "i8"),  # packets that are a T of the history
+    ("zero_windows", "i8"),
+    ("gaps", "i8"),
 )
 
 MINUTE = np.dtype(
@@ -92,6 +88,8 @@ MINUTE = np.dtype(
 
 SERVER_NAME = np.dtype([("flow_uid", "u8"), ("offset", "i4"), ("length", "i4")])
 
+AHEAD = 8
+"""So many packets before an account is needed it is asked for."""
 HISTORY_BYTES = 40
 FLIPPED = 94  # '^': the flow's first packet came from resp
 MINUTE_NS = 60 * NANOSECONDS
@@ -101,7 +99,7 @@ INACTIVE, SYN_SENT, SYN_ACK_SENT, PARTIAL, ESTABLISHED, CLOSED, RESET = range(7)
 
 
 class Accounts(NamedTuple):
-    """Open accounts by slot."""
+    """Open accounts by slot. `history`: HISTORY_BYTES of each."""
 
     flows: npt.NDArray[np.void]
     sides: npt.NDArray[np.void]
@@ -109,7 +107,7 @@ class Accounts(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """Where finished accounts, minutes and server names are put; `counts` says how many of each there are."""
+    """Finished accounts, minutes and server names; `counts` says how many of each there are. There is room for more."""
 
     flows: npt.NDArray[np.void]
     sides: npt.NDArray[np.void]
@@ -121,8 +119,8 @@ class Closed(NamedTuple):
 
 FLOW_COUNT, MINUTE_COUNT, NAME_COUNT = range(3)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
@@ -137,7 +135,7 @@ def ahead(x, y):
 def write_letter(accounts, slot, letter, is_orig):
     flow = accounts.flows[slot]
     if flow["history_length"] < HISTORY_BYTES:
-        accounts.history[slot, flow["history_length"]] = letter if is_orig else letter + 32
+        accounts.history[slot * HISTORY_BYTES + flow["history_length"]] = letter if is_orig else letter + 32
         flow["history_length"] += 1
 
 
@@ -167,24 +165,24 @@ def close_minute(flow, orig, resp, closed):
     m["minute"] = flow["minute"]
     m["first_ts"] = flow["minute_first"]
     m["last_ts"] = flow["minute_last"]
-    m["orig_packets"] = orig["minute_packets"]
-    m["orig_bytes"] = orig["minute_bytes"]
-    m["resp_packets"] = resp["minute_packets"]
-    m["resp_bytes"] = resp["minute_bytes"]
-    m["orig_tcp_segments"] = orig["minute_tcp_segments"]
-    m["resp_tcp_segments"] = resp["minute_tcp_segments"]
-    m["orig_retransmits"] = orig["minute_retransmits"]
-    m["resp_retransmits"] = resp["minute_retransmits"]
+    m["orig_packets"] = orig["packets"] - orig["before_packets"]
+    m["orig_bytes"] = orig["bytes"] - orig["before_bytes"]
+    m["resp_packets"] = resp["packets"] - resp["before_packets"]
+    m["resp_bytes"] = resp["bytes"] - resp["before_bytes"]
+    m["orig_tcp_segments"] = orig["tcp_segments"] - orig["before_tcp_segments"]
+    m["resp_tcp_segments"] = resp["tcp_segments"] - resp["before_tcp_segments"]
+    m["orig_retransmits"] = orig["retransmits"] - orig["before_retransmits"]
+    m["resp_retransmits"] = resp["retransmits"] - resp["before_retransmits"]
     begin_minute(orig)
     begin_minute(resp)
 
 
 @inner
 def begin_minute(side):
-    side["minute_packets"] = 0
-    side["minute_bytes"] = 0
-    side["minute_tcp_segments"] = 0
-    side["minute_retransmits"] = 0
+    side["before_packets"] = side["packets"]
+    side["before_bytes"] = side["bytes"]
+    side["before_tcp_segments"] = side["tcp_segments"]
+    side["before_retransmits"] = side["retransmits"]
 
 
 @inner
@@ -200,14 +198,14 @@ def close_account(accounts, slot, closed):
     closed.sides[2 * at] = accounts.sides[2 * slot]
     closed.sides[2 * at + 1] = accounts.sides[2 * slot + 1]
     for k in range(flow["history_length"]):
-        closed.history[at, k] = accounts.history[slot, k]
+        closed.history[at * HISTORY_BYTES + k] = accounts.history[slot * HISTORY_BYTES + k]
 
 
 @inner
-def open_account(accounts, slot, p, ends, zero_flow, zero_side):
-    accounts.flows[slot] = zero_flow[0]
-    accounts.sides[2 * slot] = zero_side[0]
-    accounts.sides[2 * slot + 1] = zero_side[0]
+def open_account(accounts, slot, p, ends, blank_flow, blank_side):
+    accounts.flows[slot] = blank_flow[0]
+    accounts.sides[2 * slot] = blank_side[0]
+    accounts.sides[2 * slot + 1] = blank_side[0]
     flow = accounts.flows[slot]
     flow["open"] = 1
     flow["flow_uid"] = p["flow_uid"]
@@ -232,7 +230,7 @@ def open_account(accounts, slot, p, ends, zero_flow, zero_side):
     accounts.sides[2 * slot]["vni"] = -1
     accounts.sides[2 * slot + 1]["vni"] = -1
     if not p["from_orig"] and (p["protocol"] == TCP or p["protocol"] == UDP):
-        accounts.history[slot, 0] = FLIPPED
+        accounts.history[slot * HISTORY_BYTES] = FLIPPED
         flow["history_length"] = 1
 
 
@@ -417,7 +415,8 @@ def add_packet(accounts, slot, p, me, you, verdict):
         new_bytes = verdict["new_bytes"]
         if p["tcp_analyzable"]:
             write_history(accounts, slot, p, me, you, is_orig, verdict["missed_bytes"])
-            advance_state(p, me, you, is_orig)
+            if p["tcp_flags"] & (SYN | FIN | RST) or me["state"] == INACTIVE:  # nothing else changes it
+                advance_state(p, me, you, is_orig)
             time_handshake(flow, p, is_orig)
             if p["tcp_window"] == 0 and not p["tcp_flags"] & (SYN | FIN | RST):
                 flow["zero_windows"] += 1
@@ -429,45 +428,59 @@ def add_packet(accounts, slot, p, me, you, verdict):
     me["bytes"] += new_bytes
     me["ip_bytes"] += np.int64(p["ip_length"]) + np.int64(p["earlier_ip_bytes"])
     me["tcp_segments"] += verdict["tcp_segments"]
-    me["retransmits"] += verdict["retransmitted"]
-    me["out_of_order"] += verdict["out_of_order"]
-    me["minute_packets"] += count
-    me["minute_bytes"] += new_bytes
-    me["minute_tcp_segments"] += verdict["tcp_segments"]
-    me["minute_retransmits"] += verdict["retransmitted"]
-    you["bytes"] += verdict["gap_bytes"]
-    you["minute_bytes"] += verdict["gap_bytes"]
-    flow["missed_bytes"] += verdict["missed_bytes"]
+    if verdict["retransmitted"]:
+        me["retransmits"] += verdict["retransmitted"]
+    if verdict["out_of_order"]:
+        me["out_of_order"] += verdict["out_of_order"]
+    if verdict["missed_bytes"] or verdict["gap_bytes"]:
+        you["bytes"] += verdict["gap_bytes"]
+        flow["missed_bytes"] += verdict["missed_bytes"]
     if me["vni"] < 0:
         me["vni"] = p["vni"]
 
 
+@inner
+def look_ahead(packets, i, accounts):
+    """Asks for the accounts of packets[i]."""
+    if i < len(packets):
+        slot = np.int64(packets[i]["flow"])
+        if slot >= 0:
+            prefetch(accounts.flows, slot)
+            prefetch(accounts.sides, 2 * slot)
+            prefetch(accounts.sides, 2 * slot + 1)
+
+
 @kernel
-def account(data, packets, verdicts, slots, accounts, closed, zero_flow, zero_side):
-    """Adds every packet that belongs to a flow, and is no copy, to its account."""
+def account(data, packets, verdicts, slots, accounts, closed, clock, blank_flow, blank_side):
+    """Adds every packet that belongs to a flow, and is no copy, to its account.
+
+    `blank_flow`, `blank_side`: one each, of zeros. Returns the latest time of `clock` and the packets'.
+    """
     for i in range(len(packets)):
+        look_ahead(packets, i + AHEAD, accounts)
         p = packets[i]
+        ts = p["ts"]
+        clock = max(clock, ts)
         slot = np.int64(p["flow"])
         if slot < 0:
             continue
         if p["starts_flow"]:
             close_account(accounts, slot, closed)
-            open_account(accounts, slot, p, slots[slot], zero_flow, zero_side)
+            open_account(accounts, slot, p, slots[slot], blank_flow, blank_side)
         if p["is_copy"]:
             continue
         flow = accounts.flows[slot]
         orig = accounts.sides[2 * slot]
         resp = accounts.sides[2 * slot + 1]
-        minute = p["ts"] - p["ts"] % MINUTE_NS
-        if minute != flow["minute"]:
+        if not 0 <= ts - flow["minute"] < MINUTE_NS:
             close_minute(flow, orig, resp, closed)
-            flow["minute"] = minute
-            flow["minute_first"] = p["ts"]
-            flow["minute_last"] = p["ts"]
-        flow["minute_first"] = min(flow["minute_first"], p["ts"])
-        flow["minute_last"] = max(flow["minute_last"], p["ts"])
-        flow["first_seen"] = min(flow["first_seen"], p["ts"])
-        flow["last_seen"] = max(flow["last_seen"], p["ts"])
+            flow["minute"] = ts - ts % MINUTE_NS
+            flow["minute_first"] = ts
+            flow["minute_last"] = ts
+        flow["minute_first"] = min(flow["minute_first"], ts)
+        flow["minute_last"] = max(flow["minute_last"], ts)
+        flow["first_seen"] = min(flow["first_seen"], ts)
+        flow["last_seen"] = max(flow["last_seen"], ts)
         if p["from_orig"]:
             if not flow["named"] and p["protocol"] == TCP and p["payload_captured"] > 0:
                 flow["named"] = 1
@@ -475,6 +488,7 @@ def account(data, packets, verdicts, slots, accounts, closed, zero_flow, zero_si
             add_packet(accounts, slot, p, orig, resp, verdicts[i])
         else:
             add_packet(accounts, slot, p, resp, orig, verdicts[i])
+    return clock
 
 
 @kernel

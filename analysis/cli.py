@@ -81,18 +81,15 @@ def analyze(
     was analysed before is not analysed again.
     """
     with importing():
-        from rich.console import Console
-
         from analysis.compilation import compile_kernels, must_compile
         from analysis.pipeline import analyze as analyze_captures
-        from analysis.progress import shown_progress
 
     if must_compile():
         processes = jobs or os.cpu_count() or 1
         seconds = 5 + 20 // processes
         click.echo(f"first run on this machine: compiling, which takes about {seconds} s once", err=True)
         compile_kernels(processes)
-    with shown_progress(Console(stderr=True)) as progress:
+    with _shown_progress() as progress:
         summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
     if summary.unchanged and summary.captures:
         click.echo(f"nothing new: all of this is in {lake} already", err=True)
@@ -122,6 +119,20 @@ def enrich(lake: Path, metadata: tuple[str, ...], more: tuple[str, ...]) -> None
     problems = enrich_lake(lake, (*metadata, *more))
     click.echo(f"names are in {lake}; next: podtap report flows --lake {lake}", err=True)
     _exit_with(problems)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[int, int | None, int], None] | None]:
+    """What to call as the work goes on; None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    from analysis.progress import shown_progress
+
+    with shown_progress(Console(stderr=True)) as progress:
+        yield progress
 
 
 def _exit_with(problems: list[Problem]) -> None:

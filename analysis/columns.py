@@ -1,4 +1,7 @@
-"""Numpy columns to the Arrow columns that schemas.py declares."""
+"""Numpy columns to the Arrow columns that schemas.py declares.
+
+Made of buffers: pa.array() would load pandas first, if that is installed, which takes a tenth of a second.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from analysis.columns_kernels import number_values, write_hex
+from analysis.columns_kernels import number_values
 from analysis.layout import ENCAPSULATION_NAMES
 from analysis.schemas import NAME, TABLES, TIME, identity_columns
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     Column: TypeAlias = pa.Array[Any]
 
 Values = npt.NDArray[Any]
+
+HEX_PAIRS: Final = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)
+"""The two digits of each byte."""
 
 PROTOCOL_NAMES: Final = [f"ip-{number}" for number in range(256)]
 for _number, _name in {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 33: "DCCP", 47: "GRE", 50: "ESP", 51: "AH"}.items():
@@ -45,15 +51,15 @@ def times(values: Values, validity: pa.Buffer | None = None) -> Column:
     return numbers(values, TIME, validity)
 
 
-def flags(values: Values) -> Column:
+def flags(values: Values, validity: pa.Buffer | None = None) -> Column:
     """Booleans."""
-    return pa.Array.from_buffers(pa.bool_(), len(values), [None, bitmap(values.astype(bool))])
+    return pa.Array.from_buffers(pa.bool_(), len(values), [validity, bitmap(values.astype(bool))])
 
 
 def names(index: Values, words: Column | Sequence[str | None], validity: pa.Buffer | None = None) -> Column:
     """A dictionary column: words[index[i]]."""
     if not isinstance(words, pa.Array):
-        words = pa.array(words, pa.string())
+        words = texts(words)
     return pa.DictionaryArray.from_arrays(numbers(index, pa.int32(), validity), words, safe=False)
 
 
@@ -66,12 +72,36 @@ def some_names(index: Values, words: Sequence[str | None]) -> Column:
     return names(np.where(valid, index, 0), filled, bitmap(valid))
 
 
-def fixed_text(text: npt.NDArray[np.uint8], width: int) -> Column:
+def texts(words: Sequence[str | None]) -> Column:
+    """Strings, or null."""
+    encoded = [b"" if word is None else word.encode() for word in words]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    validity = bitmap(np.array([word is not None for word in words], np.bool_)) if None in words else None
+    return text(b"".join(encoded), ends, validity)
+
+
+def text(content: Any, ends: npt.NDArray[np.int32], validity: pa.Buffer | None = None) -> Column:
+    """Strings: the i-th is content[ends[i]:ends[i + 1]]."""
+    buffers = [validity, pa.py_buffer(ends.data), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.string(), len(ends) - 1, buffers)
+
+
+def values(found: Sequence[Any], type_: pa.DataType) -> Column:
+    """A column of any of the schemas' types, but lists, from Python's values or None."""
+    if type_ == NAME:
+        words = list(dict.fromkeys(word for word in found if word is not None))
+        place = {word: number for number, word in enumerate(words)} | {None: -1}
+        return some_names(np.array([place[word] for word in found], np.int32), words)
+    if type_ == pa.string():
+        return texts(found)
+    validity = bitmap(np.array([value is not None for value in found], np.bool_))
+    plain = np.array([value or 0 for value in found], np.int64)
+    return flags(plain, validity) if type_ == pa.bool_() else numbers(plain, type_, validity)
+
+
+def fixed_text(content: npt.NDArray[np.uint8], width: int) -> Column:
     """Strings that all have `width` bytes."""
-    offsets = np.arange(0, len(text) + 1, width, dtype=np.int32)
-    return pa.Array.from_buffers(
-        pa.string(), len(text) // width, [None, pa.py_buffer(offsets.data), pa.py_buffer(text.data)]
-    )
+    return text(content.data, np.arange(0, len(content) + 1, width, dtype=np.int32))
 
 
 def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -87,9 +117,12 @@ def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDAr
 
 def uid_text(values: Values) -> Column:
     """Ids (uint64) as sixteen hexadecimal digits each."""
-    text = np.empty(16 * len(values), np.uint8)
-    write_hex(np.ascontiguousarray(values), text)
-    return fixed_text(text, 16)
+    return fixed_text(uid_digits(values), 16)
+
+
+def uid_digits(values: Values) -> npt.NDArray[np.uint8]:
+    """Ids (uint64) as sixteen hexadecimal digits each, one after the other."""
+    return HEX_PAIRS[np.ascontiguousarray(values).astype(">u8").view(np.uint8)].view(np.uint8)
 
 
 def uids(values: Values, validity: pa.Buffer | None = None) -> Column:
@@ -118,7 +151,7 @@ def address_text(high: int, low: int) -> str:
 
 def address_words(high: Values, low: Values) -> Column:
     """Addresses as text."""
-    return pa.array(map(address_text, high.tolist(), low.tolist()), pa.string())
+    return texts([*map(address_text, high.tolist(), low.tolist())])
 
 
 def addresses(*pairs: tuple[Values, Values], validity: pa.Buffer | None = None) -> list[Column]:
@@ -136,17 +169,18 @@ def encapsulations(values: Values) -> Column:
     if not values.any():
         return pa.nulls(len(values), NAME)
     kinds, index = np.unique(values, return_inverse=True)
-    words = []
-    for kind in kinds.tolist():
-        layers = [ENCAPSULATION_NAMES[kind >> shift & 15] for shift in range(0, 32, 4) if kind >> shift & 15]
-        words.append("+".join(layers) or None)
-    return some_names(index, words)
+    return some_names(index, [encapsulation_name(kind) or None for kind in kinds.tolist()])
+
+
+def encapsulation_name(kind: int) -> str:
+    """Of layout.PACKET's encapsulation, outermost first; empty where there is none."""
+    return "+".join(ENCAPSULATION_NAMES[kind >> shift & 15] for shift in range(0, 32, 4) if kind >> shift & 15)
 
 
 def to_table(name: str, columns: dict[str, Column], without: Sequence[str] = ()) -> pa.Table:
     """The columns in the order of the schema; those in `without` come later."""
     schema = pa.schema([field for field in TABLES[name].schema if field.name not in without])
-    return pa.table([columns[field.name] for field in schema], schema=schema)
+    return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
 
 
 def identity_names(table: str) -> list[str]:

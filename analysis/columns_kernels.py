@@ -6,7 +6,6 @@ import numba
 import numpy as np
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-HEX_DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8).copy()
 BASE64_DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", np.uint8).copy()
 
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
@@ -36,16 +35,6 @@ def number_values(high, low, table, index, firsts):
             count += 1
         index[i] = k
     return count
-
-
-@kernel
-def write_hex(values, text):
-    """Sixteen hexadecimal digits of each uint64 into text[16 * i]."""
-    for i in range(len(values)):
-        value = values[i]
-        for k in range(16):
-            text[16 * i + 15 - k] = HEX_DIGITS[np.int64(value & np.uint64(15))]
-            value >>= np.uint64(4)
 
 
 @inner

@@ -22,7 +22,7 @@ from analysis.columns_kernels import write_community_ids
 from analysis.dns import Dns
 from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
-from analysis.flows import FIRST_SLOTS, Flows, one_way_icmp
+from analysis.flows import Flows, one_way_icmp
 from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
 from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
 from analysis.packet_rows import PacketRows
@@ -77,7 +77,8 @@ def _dns() -> None:
 
 def _flows() -> None:
     flows = Flows()
-    flows.assign(np.zeros(FIRST_SLOTS + 1, PACKET), NUMBERS, HASHES)  # more than there is room for: it must rebuild
+    flows.assign(PACKETS, NUMBERS, HASHES)
+    flows_kernels.rebuild(np.zeros(1, np.int32), flows.slots, 0)
     flows_kernels.expire(flows.slots, 0, 0, 0, np.zeros(1, np.int32), np.zeros(0, np.bool_))
     flows_kernels.give_up_early(flows._fragments, flows._early, flows._early_links, PACKETS)
     one_way_icmp(np.zeros(0, accounts_kernels.ACCOUNT))
@@ -90,10 +91,11 @@ def _columns() -> None:
 
 
 def _packet_rows() -> None:
-    packet = np.zeros(1, PACKET)
-    packet["quote_offset"] = -1
-    rows = PacketRows(rows=2)
-    rows.take(BYTES, packet, [None])
+    packets = np.zeros(2, PACKET)
+    packets["quote_offset"] = -1
+    rows = PacketRows(rows=len(packets))
+    rows.take(BYTES, packets, 1, [None])
+    rows.place_quotes(PACKETS, NUMBERS)
     rows.clear()
 
 

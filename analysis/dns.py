@@ -42,6 +42,7 @@ rows are taken, changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,12 +50,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from analysis import columns
 from analysis import dns_kernels as kernels
 from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, TYPE_NAMES, find_candidates, read_messages
 from analysis.dns_streams import Streams
 from analysis.layout import TCP, UDP
-from analysis.schemas import DNS, NAME
+from analysis.schemas import DNS
 
 OPEN_LIMIT: Final = 1 << 19
 """More open transactions than this (a flood of queries without answers) shorten the 5 minutes, to bound memory."""
@@ -91,11 +93,17 @@ class DnsRows:
     """
 
     records: npt.NDArray[np.void]
-    query: pa.StringArray
-    answers: pa.StringArray
+    query: pa.Array[Any]
+    answers: pa.Array[Any]
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def parts(self, rows: int) -> Iterator[DnsRows]:
+        """So many rows at a time."""
+        for first in range(0, len(self), rows):
+            part = slice(first, first + rows)
+            yield DnsRows(self.records[part], self.query[part], self.answers[part])
 
 
 class Dns:
@@ -123,9 +131,10 @@ class Dns:
 
     def rows(self) -> DnsRows:
         """The transactions finished since the last call. Those that are open, or just failed, wait."""
+        self._collect()
         finished, self._finished = self._finished, []
         if not finished:
-            return DnsRows(np.zeros(0, kernels.TRANSACTION), pa.array([], pa.string()), pa.array([], pa.string()))
+            return DnsRows(np.zeros(0, kernels.TRANSACTION), columns.texts([]), columns.texts([]))
         return DnsRows(
             np.concatenate([rows.records.view(OPAQUE) for rows in finished]).view(kernels.TRANSACTION),
             pa.concat_arrays([rows.query for rows in finished]),
@@ -153,7 +162,6 @@ class Dns:
                 )  # fmt: skip
                 if first < read:
                     self._make_room()
-        self._collect()
 
     def _make_room(self) -> None:
         """Let go what is no longer needed. Happens after certain messages, wherever chunks end."""
@@ -258,17 +266,18 @@ def to_arrow(rows: DnsRows) -> dict[str, pa.Array[Any]]:
         "client_port": (r["client_port"], None),
         "server_port": (r["server_port"], None),
     }
-    columns = {name: _column(name, value, valid) for name, (value, valid) in values.items()}
-    columns["status"] = _names(r["status"], STATUS_NAMES)
-    columns["transport"] = _names(r["transport"], TRANSPORT_NAMES)
-    columns["qtype"] = _names(r["qtype"], TYPE_NAMES, "TYPE", r["query_length"] > 0)
-    columns["rcode"] = _names(r["rcode"], RCODE_NAMES, "RCODE", has_response)
-    return columns | {"query": rows.query, "answers": rows.answers}
+    made = {name: _column(name, value, valid) for name, (value, valid) in values.items()}
+    made["status"] = _names(r["status"], STATUS_NAMES)
+    made["transport"] = _names(r["transport"], TRANSPORT_NAMES)
+    made["qtype"] = _names(r["qtype"], TYPE_NAMES, "TYPE", r["query_length"] > 0)
+    made["rcode"] = _names(r["rcode"], RCODE_NAMES, "RCODE", has_response)
+    return made | {"query": rows.query, "answers": rows.answers}
 
 
 def _column(name: str, values: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_] | None) -> pa.Array[Any]:
-    mask = None if valid is None else ~valid
-    return pa.array(np.ascontiguousarray(values), mask=mask).cast(DNS.schema.field(name).type)
+    validity = None if valid is None else columns.bitmap(valid)
+    type_ = DNS.schema.field(name).type
+    return columns.flags(values, validity) if type_ == pa.bool_() else columns.numbers(values, type_, validity)
 
 
 def _names(
@@ -276,6 +285,5 @@ def _names(
 ) -> pa.Array[Any]:
     """Codes as dictionary-encoded names, those without a name as `unknown` and the number."""
     found, indexes = np.unique(codes, return_inverse=True)
-    texts = pa.array([names.get(int(code), f"{unknown}{code}") for code in found], NAME.value_type)
-    mask = None if valid is None else ~valid
-    return pa.DictionaryArray.from_arrays(pa.array(indexes.astype(np.int32), mask=mask), texts)
+    words = [names.get(int(code), f"{unknown}{code}") for code in found]
+    return columns.names(indexes, words, None if valid is None else columns.bitmap(valid))

@@ -39,9 +39,9 @@ TIMEOUT_NS: Final = 60 * NANOSECONDS
 OLDEST, MESSAGE_COUNT, BYTE_COUNT, STATE_SIZE = range(4)
 NEVER: Final = np.iinfo(np.int64).max
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
 # Called by kernels only: what Python would need to call it takes a quarter of the time to compile.
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner

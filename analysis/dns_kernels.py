@@ -83,9 +83,10 @@ SWEEP_EVERY: Final = 1 << 17
 NXDOMAIN: Final = 3
 NO_QUESTION: Final = np.uint64(0)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+allocating = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
 # Called by kernels only, and cached as a part of them: what Python would need to call it takes a quarter of the time.
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 # --- keys --------------------------------------------------------------------------------------------------------
@@ -437,7 +438,7 @@ def index(transactions: Records, count: Int, keys: Keys, values: Indexes, text: 
         t["walk_previous"] = remember(keys, values, walk_key(t, text), i) if t["phase"] == HELD else -1
 
 
-@kernel
+@allocating
 def gather(text: Bytes, offsets: Integers, lengths: Indexes) -> tuple[Bytes, Indexes]:
     """The pieces of the text one after another, and where each begins and the last ends (as Arrow keeps strings)."""
     ends = np.zeros(offsets.size + 1, np.int32)

@@ -92,9 +92,9 @@ RDATA_FIELDS[SOA] = 0, 2, 5
 RDATA_FIELDS[MX] = 1, 1, 0
 RDATA_FIELDS[SRV] = 3, 1, 0
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
 # Called by kernels only, and cached as a part of them: what Python would need to call it takes a quarter of the time.
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 # --- packets to message candidates -------------------------------------------------------------------------------

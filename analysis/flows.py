@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import accounts_kernels as accounts
-from analysis import columns, flows_kernels
+from analysis import columns, flows_kernels, rooms
 from analysis.columns_kernels import write_community_ids
 from analysis.layout import ICMP, ICMPV6, NANOSECONDS, PACKET, TCP, UDP
 
@@ -36,7 +36,8 @@ Records = npt.NDArray[Any]
 FlowRows: TypeAlias = tuple[Records, Records, npt.NDArray[np.uint8], list[str | None], Records]
 """ACCOUNT[n], ACCOUNT_SIDE[2n], histories, server names, MINUTE[m]."""
 
-FIRST_SLOTS: Final = 1 << 14
+FIRST_SLOTS: Final = 1 << 18
+"""Enough for most recordings, since more need a copy of all that is known; what was not written to takes no memory."""
 SWEEP_PACKETS: Final = 1 << 20
 """How often what is over is looked for; it decides about memory only, never about the tables."""
 REMEMBERED_SLOTS: Final = 1 << 16
@@ -50,25 +51,27 @@ class Flows:
     """The flows of one recording; carries their state over chunks and file borders."""
 
     def __init__(self) -> None:
-        self.slots = np.zeros(FIRST_SLOTS, flows_kernels.SLOT)
+        self.slots = rooms.zeros(FIRST_SLOTS, flows_kernels.SLOT)
         self.used = 0
-        self._sides = np.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
-        self._recent = np.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
+        self._sides = rooms.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
+        self._recent = rooms.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
         self._fragments = np.zeros(flows_kernels.FRAGMENTED_DATAGRAMS, flows_kernels.FRAGMENT)
         self._early = np.zeros(flows_kernels.EARLY_FRAGMENTS + 1, PACKET)
         self._early_links = np.roll(np.arange(flows_kernels.EARLY_FRAGMENTS + 1, dtype=np.int32), -1)
         self._settled: list[Records] = []
-        self._table = np.full(4 * FIRST_SLOTS, -1, np.int32)
+        self._table = np.full(2 * FIRST_SLOTS, -1, np.int32)
         self._free = np.zeros(FIRST_SLOTS + 1, np.int32)
         self._accounts = accounts.Accounts(
-            np.zeros(FIRST_SLOTS, accounts.ACCOUNT),
-            np.zeros(2 * FIRST_SLOTS, accounts.ACCOUNT_SIDE),
-            np.zeros((FIRST_SLOTS, accounts.HISTORY_BYTES), np.uint8),
+            rooms.zeros(FIRST_SLOTS, accounts.ACCOUNT),
+            rooms.zeros(2 * FIRST_SLOTS, accounts.ACCOUNT_SIDE),
+            rooms.zeros(FIRST_SLOTS * accounts.HISTORY_BYTES, np.uint8),
         )
+        self._hashes = np.zeros(flows_kernels.AHEAD, np.uint64)
+        self._closed = _no_closed()
+        self._blank = np.zeros(1, accounts.ACCOUNT), np.zeros(1, accounts.ACCOUNT_SIDE)
         self._unswept = 0
         self._clock = np.iinfo(np.int64).min
         self._server_names: dict[int, str] = {}
-        self._closed: list[accounts.Closed] = []
 
     def assign(self, packets: Records, points: npt.NDArray[np.int64], point_hashes: npt.NDArray[np.uint64]) -> None:
         """Set flow, flow_uid, flow_first_seen, from_orig, starts_flow and is_copy of PACKET[n].
@@ -76,17 +79,13 @@ class Flows:
         `points` (flows_kernels.POINT_*) and `point_hashes` are by observation point.
         """
         self._make_room(len(packets))
-        fragments = int(np.count_nonzero(packets["fragment"]))
-        settled = np.empty(len(self._early) + fragments if fragments else 0, PACKET)
+        settled = np.empty(len(self._early) + len(packets), PACKET)  # most often untouched, which takes no time
         with np.errstate(over="ignore"):
-            self.used, count = flows_kernels.assign(
+            self.used, count, waiting = flows_kernels.assign(
                 packets, self._table, self.slots, self._sides, self._recent, self._fragments, self._early,
-                self._early_links, settled, points, point_hashes, self._free, self.used,
+                self._early_links, settled, points, point_hashes, self._free, self.used, self._hashes,
             )  # fmt: skip
-        if fragments and packets["waits"].any():
-            self._settled.append(packets[packets["waits"] == 0])
-        else:
-            self._settled.append(packets)
+        self._settled.append(packets[packets["waits"] == 0] if waiting else packets)
         if count:
             self._settled.append(settled[:count].copy())
 
@@ -96,19 +95,19 @@ class Flows:
         Not among them: fragments that wait for their first one. Among them: those that did.
         """
         settled, self._settled = self._settled, []
-        return settled[0] if len(settled) == 1 else np.concatenate(settled or [self._early[:0]])
+        return settled[0] if len(settled) == 1 else rooms.joined(settled, PACKET)
 
     def account(self, data: npt.NDArray[np.uint8], packets: Records, verdicts: Records) -> None:
         """Add assigned PACKET[n], and what was said of each (VERDICT[n]), to the flows' accounts."""
-        closed = _room_for(int(np.count_nonzero(packets["starts_flow"])), len(packets))
-        zeros = np.zeros(1, accounts.ACCOUNT), np.zeros(1, accounts.ACCOUNT_SIDE)
-        accounts.account(data, packets, verdicts, self.slots, self._accounts, closed, *zeros)
-        for uid, offset, length in closed.names[: closed.counts[accounts.NAME_COUNT]].tolist():
+        self._make_closing_room(len(packets), len(packets))
+        self._clock = accounts.account(
+            data, packets, verdicts, self.slots, self._accounts, self._closed, self._clock, *self._blank
+        )
+        counts, names = self._closed.counts, self._closed.names
+        for uid, offset, length in names[: counts[accounts.NAME_COUNT]].tolist():
             name = data[offset : offset + length].tobytes()
             self._server_names[uid] = name.decode("ascii", "backslashreplace").lower()
-        self._keep(closed)
-        if len(packets):
-            self._clock = max(self._clock, int(packets["ts"].max()))
+        counts[accounts.NAME_COUNT] = 0
         self._unswept += len(packets)
         if self._unswept >= SWEEP_PACKETS:
             self._sweep()
@@ -116,7 +115,7 @@ class Flows:
     @property
     def finished(self) -> int:
         """Flows that rows() would give."""
-        return sum(len(closed.flows) for closed in self._closed)
+        return int(self._closed.counts[accounts.FLOW_COUNT])
 
     def finish(self) -> None:
         """The recording ends, and with it all flows."""
@@ -127,13 +126,12 @@ class Flows:
 
     def rows(self) -> FlowRows:
         """What was finished since the last call."""
-        closed, self._closed = self._closed, []
-        flows = np.concatenate([c.flows for c in closed] or [np.zeros(0, accounts.ACCOUNT)])
-        sides = np.concatenate([c.sides for c in closed] or [np.zeros(0, accounts.ACCOUNT_SIDE)])
-        history = np.concatenate([c.history for c in closed] or [np.zeros((0, accounts.HISTORY_BYTES), np.uint8)])
-        minutes = np.concatenate([c.minutes for c in closed] or [np.zeros(0, accounts.MINUTE)])
+        closed, self._closed = self._closed, _no_closed()
+        count, minute_count, _ = closed.counts.tolist()
+        flows = closed.flows[:count]
         server_names = [self._server_names.pop(uid, None) for uid in flows["flow_uid"].tolist()]
-        return flows, sides, history, server_names, minutes
+        history = closed.history.reshape(-1, accounts.HISTORY_BYTES)[:count]
+        return flows, closed.sides[: 2 * count], history, server_names, closed.minutes[:minute_count]
 
     def _sweep(self) -> None:
         self._unswept = 0
@@ -146,23 +144,22 @@ class Flows:
             flows_kernels.rebuild(self._table, self.slots, self.used)
 
     def _close(self, expired: npt.NDArray[np.bool_]) -> None:
-        count = int(np.count_nonzero(expired))
-        closed = _room_for(count, count)
-        accounts.close_expired(self._accounts, expired, closed)
-        self._keep(closed)
+        self._make_closing_room(int(np.count_nonzero(expired)), 0)
+        accounts.close_expired(self._accounts, expired, self._closed)
 
-    def _keep(self, closed: accounts.Closed) -> None:
-        flows, minutes, _ = closed.counts.tolist()
-        if flows or minutes:
-            self._closed.append(
-                accounts.Closed(
-                    closed.flows[:flows].copy(),
-                    closed.sides[: 2 * flows].copy(),
-                    closed.history[:flows].copy(),
-                    closed.minutes[:minutes].copy(),
-                    closed.names[:0],
-                    closed.counts,
-                )
+    def _make_closing_room(self, flows: int, packets: int) -> None:
+        """So many more flows may close, and each packet may end a minute and name a server."""
+        closed = self._closed
+        flows += int(closed.counts[accounts.FLOW_COUNT])
+        minutes = int(closed.counts[accounts.MINUTE_COUNT]) + flows + packets
+        if flows > len(closed.flows) or minutes > len(closed.minutes) or packets > len(closed.names):
+            self._closed = accounts.Closed(
+                rooms.grown(closed.flows, rooms.GROWTH * flows),
+                rooms.grown(closed.sides, rooms.GROWTH * 2 * flows),
+                rooms.grown(closed.history, rooms.GROWTH * flows * accounts.HISTORY_BYTES),
+                rooms.grown(closed.minutes, rooms.GROWTH * minutes),
+                rooms.grown(closed.names, packets),
+                closed.counts,
             )
 
     def _make_room(self, packets: int) -> None:
@@ -170,43 +167,36 @@ class Flows:
         needed = self.used - int(self._free[-1]) + packets
         if needed <= len(self.slots):
             return
-        size = max(2 * len(self.slots), 1 << needed.bit_length())
+        size = max(rooms.GROWTH * len(self.slots), 1 << needed.bit_length())
         free = np.zeros(size + 1, np.int32)
         free[: len(self._free) - 1] = self._free[:-1]
         free[-1] = self._free[-1]
         self._free = free
-        self.slots = _grown(self.slots, size)
-        self._sides = _grown(self._sides, 2 * size)
-        self._recent = _grown(self._recent, 2 * size * flows_kernels.RECENT_PACKETS)
+        self.slots = rooms.grown(self.slots, size)
+        self._sides = rooms.grown(self._sides, 2 * size)
+        self._recent = rooms.grown(self._recent, 2 * size * flows_kernels.RECENT_PACKETS)
         self._accounts = accounts.Accounts(
-            _grown(self._accounts.flows, size),
-            _grown(self._accounts.sides, 2 * size),
-            _grown(self._accounts.history, size),
+            rooms.grown(self._accounts.flows, size),
+            rooms.grown(self._accounts.sides, 2 * size),
+            rooms.grown(self._accounts.history, size * accounts.HISTORY_BYTES),
         )
-        self._table = np.full(2 << (size - 1).bit_length(), -1, np.int32)
+        self._table = np.full(2 * size, -1, np.int32)
         with np.errstate(over="ignore"):
             flows_kernels.rebuild(self._table, self.slots, self.used)
 
 
-def _grown(array: Records, size: int) -> Records:
-    """The array with zeros behind it."""
-    larger = np.zeros((size, *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
-    return larger
-
-
-def _room_for(flows: int, packets: int) -> accounts.Closed:
+def _no_closed() -> accounts.Closed:
     return accounts.Closed(
-        np.empty(flows, accounts.ACCOUNT),
-        np.empty(2 * flows, accounts.ACCOUNT_SIDE),
-        np.empty((flows, accounts.HISTORY_BYTES), np.uint8),
-        np.empty(flows + packets, accounts.MINUTE),
-        np.empty(packets, accounts.SERVER_NAME),
+        rooms.zeros(FIRST_SLOTS, accounts.ACCOUNT),
+        rooms.zeros(2 * FIRST_SLOTS, accounts.ACCOUNT_SIDE),
+        rooms.zeros(FIRST_SLOTS * accounts.HISTORY_BYTES, np.uint8),
+        rooms.zeros(2 * FIRST_SLOTS, accounts.MINUTE),
+        rooms.zeros(0, accounts.SERVER_NAME),
         np.zeros(3, np.int64),
     )
 
 
-def conn_states(flows: Records, orig: Records, resp: Records, histories: list[str]) -> npt.NDArray[np.int32]:
+def conn_states(flows: Records, orig: Records, resp: Records, history: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Zeek's conn_state (conn/main.zeek, function conn_state) as places in CONN_STATES; first match wins."""
     o, r = orig["state"], resp["state"]
     o_inactive = (o == accounts.INACTIVE) | (o == accounts.PARTIAL)
@@ -215,7 +205,9 @@ def conn_states(flows: Records, orig: Records, resp: Records, histories: list[st
     o_closed, r_closed = o == accounts.CLOSED, r == accounts.CLOSED
     o_opening = (o == accounts.SYN_SENT) | (o == accounts.SYN_ACK_SENT)
     both_reset_empty = o_reset & r_reset & (orig["bytes"] == 0) & (resp["bytes"] == 0)
-    only_syn = np.array([_is_only_syn(text) for text in histories], np.bool_)
+    only_syn = np.zeros(len(flows), np.bool_)
+    for row in np.flatnonzero(o_reset & r_inactive).tolist():
+        only_syn[row] = _is_only_syn(history[row, : flows["history_length"][row]].tobytes().decode())
     tcp, udp = flows["protocol"] == TCP, flows["protocol"] == UDP
     o_sent, r_sent = orig["packets"] > 0, resp["packets"] > 0
     rules = [
@@ -254,7 +246,8 @@ def flows_table(
 ) -> pa.Table:
     """Rows of the flows table (schemas.FLOWS) without the identity columns, from what Flows.rows() gave."""
     orig, resp = sides[0::2], sides[1::2]
-    histories = [row[:n].tobytes().decode() for row, n in zip(history, flows["history_length"].tolist(), strict=True)]
+    lengths = flows["history_length"].astype(np.int32)
+    histories = history[np.arange(history.shape[1]) < lengths[:, np.newaxis]]
     protocol = flows["protocol"].astype(np.int32)
     is_tcp = protocol == TCP
     text = np.empty(30 * len(flows), np.uint8)
@@ -262,7 +255,7 @@ def flows_table(
     write_community_ids(flows, is_icmp & one_way_icmp(flows), text)
     orig_ip, resp_ip = columns.addresses((flows["orig_hi"], flows["orig_lo"]), (flows["resp_hi"], flows["resp_lo"]))
     ports = columns.bitmap(flows["has_ports"] != 0)
-    states = conn_states(flows, orig, resp, histories)
+    states = conn_states(flows, orig, resp, history)
     missed = flows["missed_bytes"]
     values: dict[str, columns.Column] = {
         "flow_uid": columns.uid_text(flows["flow_uid"]),
@@ -276,7 +269,7 @@ def flows_table(
         "resp_ip": resp_ip,
         "resp_port": columns.numbers(flows["resp_port"], pa.uint16(), ports),
         "conn_state": columns.names(states, CONN_STATES),
-        "history": pa.array(histories, pa.string()),
+        "history": columns.text(histories.data, np.cumsum([0, *lengths], dtype=np.int32)),
         "handshake_rtt_ns": columns.numbers(
             flows["handshake_rtt"], pa.int64(), columns.bitmap(is_tcp & (flows["handshake_rtt"] >= 0))
         ),
@@ -284,7 +277,7 @@ def flows_table(
         "missed_bytes": columns.numbers(missed, pa.int64()),
         "loss_uncertain": columns.flags(is_loss_uncertain(flows, sides)),
         "encapsulation": columns.encapsulations(flows["encapsulation"]),
-        "server_name": pa.array(server_names, pa.string()),
+        "server_name": columns.texts(server_names),
     }
     for side, records in (("orig", orig), ("resp", resp)):
         for name in ("packets", "bytes", "ip_bytes", "tcp_segments", "retransmits", "out_of_order"):

@@ -27,29 +27,28 @@ from analysis.layout import (
     SYN,
     TCP,
     UDP,
+    in_lines,
 )
+from analysis.loads import prefetch, prefetch_all
 
-SLOT = np.dtype(
-    [
-        ("a_hi", "u8"),  # the smaller of the two ends
-        ("a_lo", "u8"),
-        ("b_hi", "u8"),
-        ("b_lo", "u8"),
-        ("flow_uid", "u8"),
-        ("first_seen", "i8"),
-        ("last_seen", "i8"),
-        ("interface", "i4"),
-        ("next", "i4"),  # the next slot of the same 5-tuple, -1 = none
-        ("head", "i4"),  # the first one
-        ("a_port", "u2"),
-        ("b_port", "u2"),
-        ("protocol", "u1"),
-        ("used", "u1"),
-        ("orig_is_a", "u1"),
-        ("established", "u1"),  # more than SYNs was seen
-        ("closed", "u1"),  # a FIN or RST was seen
-    ],
-    align=True,
+SLOT = in_lines(
+    ("a_hi", "u8"),  # the smaller of the two ends
+    ("a_lo", "u8"),
+    ("b_hi", "u8"),
+    ("b_lo", "u8"),
+    ("last_seen", "i8"),
+    ("interface", "i4"),
+    ("next", "i4"),  # the next slot of the same 5-tuple, -1 = none
+    ("head", "i4"),  # the first one
+    ("a_port", "u2"),
+    ("b_port", "u2"),
+    ("protocol", "u1"),
+    ("used", "u1"),
+    ("orig_is_a", "u1"),
+    ("established", "u1"),  # more than SYNs was seen
+    ("closed", "u1"),  # a FIN or RST was seen
+    ("flow_uid", "u8"),
+    ("first_seen", "i8"),
 )
 """One 5-tuple at one observation point."""
 
@@ -62,6 +61,7 @@ SLOT_SIDE = np.dtype(
         ("has_syn", "u1"),
         ("has_first", "u1"),
         ("recent_at", "u1"),
+        ("unused", "u8"),  # two of them are half a cache line
     ],
     align=True,
 )
@@ -99,13 +99,16 @@ EARLY_FRAGMENTS = 4096
 TCP_TIMEOUT_NS = 300 * NANOSECONDS
 OTHER_TIMEOUT_NS = 60 * NANOSECONDS
 
+AHEAD = 16
+"""Packets whose flows are looked up together, so that the memory that they need is fetched at one time."""
+
 POINT_NAMED = 0
 POINT_UNNAMED = 1  # one interface, without a name: a merged or mirrored capture shows packets more than once
 POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL, NFLOG)
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
@@ -371,9 +374,10 @@ def sender_opened(p, src_port, dst_port):
 
 
 @inner
-def begin_flow(p, slot, sides, at, from_a, mark, src_port, dst_port, point_hash, reset):
+def begin_flow(p, slot, sides, at, from_a, mark, point_hash, reset):
     """A new flow in slot `at`; `reset` forgets what the slot knew of the TCP connection."""
     if reset:
+        src_port, dst_port, _ = ports_of(p)
         slot["orig_is_a"] = sender_opened(p, src_port, dst_port) == from_a
         slot["established"] = 0
         slot["closed"] = 0
@@ -435,9 +439,125 @@ def mark_copy(p, recent, first, me, mixed):
     me["recent_at"] = (me["recent_at"] + 1) % RECENT_PACKETS
 
 
+@inner
+def ports_of(p):
+    """What stands for ports in the packet's 5-tuple, and whether it has one direction only (an ICMP error)."""
+    protocol = p["protocol"]
+    if protocol == ICMP or protocol == ICMPV6:
+        kind = np.int64(p["icmp_type"])
+        answer = np.int64(icmp_counterpart(np.int64(protocol), kind))
+        return kind, (np.int64(p["icmp_code"]) if answer < 0 else answer), answer < 0
+    if p["has_ports"]:
+        return np.int64(p["src_port"]), np.int64(p["dst_port"]), False
+    return np.int64(0), np.int64(0), False
+
+
+@inner
+def look_up(p):
+    """Sets from_a; returns the hash of the packet's 5-tuple."""
+    src_port, dst_port, one_way = ports_of(p)
+    src_hi, src_lo, dst_hi, dst_lo = p["src_hi"], p["src_lo"], p["dst_hi"], p["dst_lo"]
+    from_a = True
+    if not one_way:
+        if src_hi != dst_hi:
+            from_a = src_hi < dst_hi
+        elif src_lo != dst_lo:
+            from_a = src_lo < dst_lo
+        else:
+            from_a = src_port <= dst_port
+    p["from_a"] = from_a
+    interface = np.int64(p["interface"])
+    if from_a:
+        return key_hash(interface, src_hi, src_lo, dst_hi, dst_lo, src_port, dst_port, p["protocol"])
+    return key_hash(interface, dst_hi, dst_lo, src_hi, src_lo, dst_port, src_port, p["protocol"])
+
+
+@inner
+def look_ahead(packets, begin, end, hashes, table, slots, sides, recent):
+    """Looks up the flows of packets[begin:end], and asks for all the memory that assigning will need."""
+    mask = np.uint64(len(table) - 1)
+    for i in range(begin, end):
+        p = packets[i]
+        if p["ip_version"]:
+            h = look_up(p)
+            hashes[i - begin] = h
+            prefetch(table, np.int64(h & mask))
+    for i in range(begin, end):
+        p = packets[i]
+        if p["ip_version"]:
+            head = np.int64(table[hashes[i - begin] & mask])
+            if head >= 0:
+                prefetch_all(slots, head)
+                prefetch(sides, 2 * head)
+                s = 2 * head * RECENT_PACKETS
+                for k in range(0, 2 * RECENT_PACKETS, 2):
+                    prefetch(recent, s + k)
+
+
+@inner
+def find_head(p, h, table, slots):
+    """Where the packet's 5-tuple is in the table, or belongs: the first of its slots is there, or -1."""
+    mask = np.uint64(len(table) - 1)
+    src_port, dst_port, _ = ports_of(p)
+    protocol = p["protocol"]
+    interface = p["interface"]
+    from_a = p["from_a"]
+    a_hi, a_lo, a_port = (p["src_hi"], p["src_lo"], src_port) if from_a else (p["dst_hi"], p["dst_lo"], dst_port)
+    b_hi, b_lo, b_port = (p["dst_hi"], p["dst_lo"], dst_port) if from_a else (p["src_hi"], p["src_lo"], src_port)
+    at = h & mask
+    head = table[at]
+    while head >= 0:
+        s = slots[head]
+        if (
+            s["a_lo"] == a_lo
+            and s["b_lo"] == b_lo
+            and s["a_port"] == a_port
+            and s["b_port"] == b_port
+            and s["a_hi"] == a_hi
+            and s["b_hi"] == b_hi
+            and s["protocol"] == protocol
+            and s["interface"] == interface
+        ):
+            break
+        at = (at + np.uint64(1)) & mask
+        head = table[at]
+    return at
+
+
+@inner
+def take_slot(p, at, table, slots, free, used):
+    """A slot for a 5-tuple, or another observation of one, that has its place in the table at `at`."""
+    if free[-1] > 0:
+        free[-1] -= 1
+        index = np.int64(free[free[-1]])
+    else:
+        index = np.int64(used)
+    src_port, dst_port, _ = ports_of(p)
+    s = slots[index]
+    if p["from_a"]:
+        s["a_hi"], s["a_lo"], s["a_port"] = p["src_hi"], p["src_lo"], src_port
+        s["b_hi"], s["b_lo"], s["b_port"] = p["dst_hi"], p["dst_lo"], dst_port
+    else:
+        s["a_hi"], s["a_lo"], s["a_port"] = p["dst_hi"], p["dst_lo"], dst_port
+        s["b_hi"], s["b_lo"], s["b_port"] = p["src_hi"], p["src_lo"], src_port
+    s["interface"] = p["interface"]
+    s["protocol"] = p["protocol"]
+    s["used"] = 1
+    s["next"] = -1
+    head = table[at]
+    if head < 0:
+        s["head"] = index
+        table[at] = index
+    else:
+        s["head"] = head
+        s["next"] = slots[head]["next"]
+        slots[head]["next"] = index
+    return index
+
+
 @kernel
 def assign(
-    packets, table, slots, sides, recent, fragments, early, links, settled, points, point_hashes, free, used
+    packets, table, slots, sides, recent, fragments, early, links, settled, points, point_hashes, free, used, hashes
 ):  # fmt: skip
     """Sets flow, flow_uid, from_orig, starts_flow and is_copy of each packet, in order.
 
@@ -445,97 +565,45 @@ def assign(
     its height in free[-1]; then come those from `used` on. Room for one new slot per packet is the caller's to give.
     `early` are fragments that wait for their first one, from place 1 on; `links` says which is the next of its
     datagram, or the next free place, the first of which is links[0]. Those that wait no longer go to `settled`.
-    Returns the new `used`, and how many are settled.
+    `hashes` is room for AHEAD of them. Returns the new `used`, how many are settled, and how many of the packets wait.
     """
-    mask = np.uint64(len(table) - 1)
     count = 0
+    waiting = 0
     for i in range(len(packets)):
+        if i % AHEAD == 0:
+            look_ahead(packets, i, min(i + AHEAD, len(packets)), hashes, table, slots, sides, recent)
         p = packets[i]
         if not p["ip_version"]:
             continue
-        protocol = p["protocol"]
+        h = hashes[i % AHEAD]
         datagram = np.int64(0)
         if p["fragment"] != FRAGMENT_NONE:
             datagram, count = resolve_fragment(p, fragments, early, links, settled, count)
-        if datagram < 0:
-            continue
-        one_way = False
-        src_port = np.int64(p["src_port"]) if p["has_ports"] else np.int64(0)
-        dst_port = np.int64(p["dst_port"]) if p["has_ports"] else np.int64(0)
-        if protocol == ICMP or protocol == ICMPV6:
-            src_port = np.int64(p["icmp_type"])
-            dst_port = np.int64(icmp_counterpart(np.int64(protocol), src_port))
-            if dst_port < 0:
-                one_way = True
-                dst_port = np.int64(p["icmp_code"])
-        from_a = True
-        if not one_way:
-            if p["src_hi"] != p["dst_hi"]:
-                from_a = p["src_hi"] < p["dst_hi"]
-            elif p["src_lo"] != p["dst_lo"]:
-                from_a = p["src_lo"] < p["dst_lo"]
-            else:
-                from_a = src_port <= dst_port
-        a_hi, a_lo, a_port = p["src_hi"], p["src_lo"], src_port
-        b_hi, b_lo, b_port = p["dst_hi"], p["dst_lo"], dst_port
-        if not from_a:
-            a_hi, a_lo, a_port, b_hi, b_lo, b_port = b_hi, b_lo, b_port, a_hi, a_lo, a_port
-        p["from_a"] = from_a
-        interface = p["interface"]
-        at = key_hash(np.int64(interface), a_hi, a_lo, b_hi, b_lo, a_port, b_port, protocol) & mask
+            waiting += p["waits"]
+            if datagram < 0:
+                continue
+            h = look_up(p)
+        at = find_head(p, h, table, slots)
         head = table[at]
-        while head >= 0:
-            s = slots[head]
-            if (
-                s["a_lo"] == a_lo
-                and s["b_lo"] == b_lo
-                and s["a_port"] == a_port
-                and s["b_port"] == b_port
-                and s["a_hi"] == a_hi
-                and s["b_hi"] == b_hi
-                and s["protocol"] == protocol
-                and s["interface"] == interface
-            ):
-                break
-            at = (at + np.uint64(1)) & mask
-            head = table[at]
-        point = points[interface]
+        from_a = p["from_a"] == 1
+        point = points[p["interface"]]
         mark = observed_mark(p, point)
-        index = best_slot(slots, sides, head, from_a, mark) if head >= 0 else -1
-        fresh = index < 0
-        if fresh:
-            if free[-1] > 0:
-                free[-1] -= 1
-                index = free[free[-1]]
-            else:
-                index = used
-                used += 1
-            s = slots[index]
-            s["a_hi"], s["a_lo"], s["a_port"] = a_hi, a_lo, a_port
-            s["b_hi"], s["b_lo"], s["b_port"] = b_hi, b_lo, b_port
-            s["interface"] = interface
-            s["protocol"] = protocol
-            s["used"] = 1
-            s["next"] = -1
-            if head < 0:
-                s["head"] = index
-                table[at] = index
-            else:
-                s["head"] = head
-                s["next"] = slots[head]["next"]
-                slots[head]["next"] = index
-        s = slots[index]
-        side = 0 if (s["orig_is_a"] == 1) == from_a else 1
+        index = np.int64(best_slot(slots, sides, head, from_a, mark)) if head >= 0 else np.int64(-1)
         starts = STARTS_AFRESH
-        if not fresh:
-            starts = starts_flow(p, s, sides[2 * index + side], sides[2 * index + 1 - side])
-        if starts != STARTS_NOTHING:
-            reset = starts == STARTS_AFRESH
-            begin_flow(p, s, sides, index, from_a, mark, src_port, dst_port, point_hashes[interface], reset)
+        if index < 0:
+            index = take_slot(p, at, table, slots, free, used)
+            used = max(used, index + 1)
+        else:
+            s = slots[index]
             side = 0 if (s["orig_is_a"] == 1) == from_a else 1
+            starts = starts_flow(p, s, sides[2 * index + side], sides[2 * index + 1 - side])
+        s = slots[index]
+        if starts != STARTS_NOTHING:
+            begin_flow(p, s, sides, index, from_a, mark, point_hashes[p["interface"]], starts == STARTS_AFRESH)
+        side = 0 if (s["orig_is_a"] == 1) == from_a else 1
         me = sides[2 * index + side]
         me["observed"] = mark
-        if protocol == TCP and p["tcp_analyzable"]:
+        if p["protocol"] == TCP and p["tcp_analyzable"]:
             learn_handshake(p, s, me)
         s["last_seen"] = max(s["last_seen"], p["ts"]) if starts == STARTS_NOTHING else p["ts"]
         p["flow"] = index
@@ -547,7 +615,7 @@ def assign(
             mark_copy(p, recent, (2 * index + side) * RECENT_PACKETS, me, point == POINT_MIXED)
         if p["earlier_fragments"]:
             count = name_early(p, fragments[datagram], early, links, settled, count)
-    return used, count
+    return used, count, waiting
 
 
 @kernel

@@ -11,7 +11,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN, NANOSECONDS
+from analysis.layout import CACHE_LINE, DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN, NANOSECONDS
+from analysis.loads import be16, be32, le16, le32, prefetch
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -48,6 +49,7 @@ _TICKS_LIMIT: Final = np.uint64(1 << 34)  # ticks per second up to which a rest 
 _SECONDS_LIMIT: Final = TS_LIMIT // NANOSECONDS
 _PACKET_OUTGOING: Final = 4  # linux/if_packet.h
 
+_AHEAD_BYTES: Final = 2048
 _RESYNC_RECORDS: Final = 3
 _RESYNC_SECONDS: Final = 86_400
 
@@ -57,14 +59,19 @@ kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
 
 @kernel
 def _u16(data: Bytes, at: int, big: bool) -> Any:
-    first, second = np.int64(data[at]), np.int64(data[at + 1])
-    return first << 8 | second if big else second << 8 | first
+    return be16(data, at) if big else le16(data, at)
 
 
 @kernel
 def _u32(data: Bytes, at: int, big: bool) -> Any:
-    a, b, c, d = np.int64(data[at]), np.int64(data[at + 1]), np.int64(data[at + 2]), np.int64(data[at + 3])
-    return a << 24 | b << 16 | c << 8 | d if big else d << 24 | c << 16 | b << 8 | a
+    return be32(data, at) if big else le32(data, at)
+
+
+@kernel
+def _look_ahead(data: Bytes, position: int) -> None:
+    """Ask for the bytes behind: where the next record begins is known only once this one's length was there."""
+    for line in range(_AHEAD_BYTES, _AHEAD_BYTES + 5 * CACHE_LINE, CACHE_LINE):
+        prefetch(data, position + line)
 
 
 @kernel
@@ -87,6 +94,7 @@ def scan_records(
     """
     end = data.size
     while end - position >= header_bytes:
+        _look_ahead(data, position)
         captured = _u32(data, position + 8, big)
         length = _u32(data, position + 12, big)
         if old_lengths and captured > length:
@@ -215,6 +223,7 @@ def scan_blocks(
     end = data.size
     all_dropped = 0
     while end - position >= MIN_BLOCK_BYTES:
+        _look_ahead(data, position)
         kind = _u32(data, position, big)
         if kind == SECTION_HEADER:  # may change the byte order, also of its own length
             return count, position, OTHER_BLOCK, previous_ts, all_dropped

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from analysis import schemas
+from analysis import columns, schemas
 from analysis.cluster_ranges import UNKNOWN, ClusterRanges
 from analysis.dumps import HOW_TO_DUMP, format_time, parse_time, read_dumps
 from analysis.errors import PodtapError, Problem
@@ -43,8 +42,8 @@ _PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 
 _SIDES: Final[dict[str, tuple[str, tuple[str, str], Callable[[pa.Table], Any]]]] = {
     "flows": ("first_seen", ("orig", "resp"), lambda table: table["protocol"]),
-    "retransmits": ("flow_first_seen", ("orig", "resp"), lambda table: _repeated("TCP", len(table))),
-    "dns": ("flow_first_seen", ("client", "server"), lambda table: pc.utf8_upper(table["transport"].cast(pa.string()))),
+    "retransmits": ("flow_first_seen", ("orig", "resp"), lambda table: columns.names(np.zeros(len(table)), ["TCP"])),
+    "dns": ("flow_first_seen", ("client", "server"), lambda table: table["transport"]),
 }
 """For each table with identity columns: as of when its sides are looked up, the sides, and their protocol."""
 
@@ -74,12 +73,12 @@ def add_identities(identities: Identities, table_name: str, table: pa.Table) -> 
         return table
     time, sides, protocol_of = _SIDES[table_name]
     protocol = _dictionary(protocol_of(table))
-    columns: dict[str, Column] = {name: table[name] for name in table.column_names}
+    filled: dict[str, Column] = {name: table[name] for name in table.column_names}
     for side in sides:
         answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time])
-        columns.update({f"{side}_{name}": answer for name, answer in answers.items()})
+        filled.update({f"{side}_{name}": answer for name, answer in answers.items()})
     schema = schemas.TABLES[table_name].schema
-    return pa.table([columns[field.name] for field in schema], schema=schema)
+    return pa.Table.from_arrays([filled[field.name] for field in schema], schema=schema)
 
 
 class Identities:
@@ -92,7 +91,7 @@ class Identities:
     @staticmethod
     def empty() -> Identities:
         """Without metadata: every address is unknown."""
-        return Identities(schemas.IDENTITIES.schema.empty_table())
+        return Identities(pa.Table.from_batches([], schemas.IDENTITIES.schema))
 
     def united_with(self, other: Identities) -> Identities:
         """What both know, bounded by each other."""
@@ -107,11 +106,11 @@ class Identities:
     ) -> dict[str, Words]:
         """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
 
-        `ip` and `protocol` (upper case) are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are
+        `ip` and `protocol` (in any case) are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are
         of one length, and all but `ts` may be null. An owner of the very port is preferred to one of the address.
         """
         if not len(self.table):
-            return _answers(_names_table(_NAMELESS), np.full(len(ip), UNKNOWN))
+            return _nobody(len(ip))
         nanoseconds = _numpy(_array(ts).cast(pa.timestamp("ns", tz="UTC")).view(pa.int64()), 0)
         owner = self._lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
         return _answers(self._lookup.names, owner)
@@ -148,7 +147,8 @@ class _Lookup:
         number = _index_in(ip.dictionary, self._ips)[word]
         owner = self._of_address.at(number, ts)
         rows = np.flatnonzero(self._has_ports[number])
-        transport = _index_in(protocol.dictionary, pa.array(_PROTOCOLS))[_numpy(protocol.indices, -1)[rows]]
+        protocols = columns.texts([str(name).upper() for name in protocol.dictionary.to_pylist()])
+        transport = _index_in(protocols, columns.texts(_PROTOCOLS))[_numpy(protocol.indices, -1)[rows]]
         of_port = self._of_port.at(_port_key(number[rows], transport, port[rows]), ts[rows])
         owner[rows] = np.where(of_port == NOBODY, owner[rows], of_port)
         owner[owner == SEVERAL] = _AMBIGUOUS
@@ -194,8 +194,8 @@ def _names(row: Ownership) -> tuple[str | None, ...]:
 
 
 def _names_table(names: Iterable[tuple[str | None, ...]]) -> pa.Table:
-    columns = zip(*names, strict=True)
-    return pa.table({answer: pa.array(column, pa.string()) for answer, column in zip(ANSWERS, columns, strict=True)})
+    words = zip(*names, strict=True)
+    return pa.table({answer: columns.texts(column) for answer, column in zip(ANSWERS, words, strict=True)})
 
 
 def _ranges(rows: list[Ownership]) -> ClusterRanges:
@@ -227,11 +227,16 @@ def _answers(names: pa.Table, owner: Integers) -> dict[str, Words]:
 
 def _index_in(words: Array, values: Array) -> Integers:
     """Where each word is among the values; -1 for none, and one more -1 that an index of -1 finds."""
+    import pyarrow.compute as pc  # on first use: it takes a while
+
     return np.append(_numpy(pc.index_in(words, value_set=values), -1), -1)
 
 
-def _repeated(word: str, length: int) -> Words:
-    return pa.array([word], pa.string()).dictionary_encode().take(np.zeros(length, np.int64))
+def _nobody(length: int) -> dict[str, Words]:
+    """The ANSWERS where nothing is known."""
+    null: Any = pa.nulls(length, schemas.NAME)
+    words: Any = columns.names(np.zeros(length, np.int32), ["unknown"])
+    return dict.fromkeys(ANSWERS, null) | {"identity": words}
 
 
 def _array(column: Column) -> Array:
@@ -258,8 +263,8 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
     }
     schema = schemas.IDENTITIES.schema
     values = {name: special.get(name, attrgetter(name)) for name in schema.names}
-    columns = [pa.array([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
-    return pa.table(columns, schema=schema)
+    made = [pa.array([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
+    return pa.table(made, schema=schema)
 
 
 def _from_table(table: pa.Table) -> list[Ownership]:

@@ -23,28 +23,23 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis import columns
 from analysis.errors import PodtapError
-from analysis.schemas import NAME, TABLES
+from analysis.packet_rows import RowGroup
+from analysis.parquet import ParquetWriter
+from analysis.schemas import NAME, PACKETS, TABLES
 
 COMMITS: Final = "_commits"
 WIP: Final = "_wip"
 DAY_NS: Final = 86_400 * 1_000_000_000
-ROW_GROUP_ROWS: Final = {"packets": 1 << 18}
-"""Of packets, fewer would pay too often for their dictionaries.
-
-Other tables: small enough that a time or pod filter skips most of a file."""
-FILTERED_ROW_GROUP_ROWS: Final = 1 << 15
+ROW_GROUP_ROWS: Final = 1 << 15
+"""Small enough that a time or pod filter skips most of a file. Packets come in row groups already."""
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
 UNKNOWN_NODE: Final = "unknown"
 """Also an empty file beside nodes such as 007, which pandas would make numbers if there were no other names."""
-STEADY: Final = frozenset(["ts", "file_offset", "frame_number"])
-"""Columns of packets that grow from row to row: only their steps are written."""
-RANDOM: Final = frozenset(["tcp_seq", "tcp_ack", "tcp_tsval"])
-"""Columns of packets that compress by a tenth at best."""
 
 
 @dataclass
@@ -125,7 +120,7 @@ class Batch:
         self.root = root
         self.record = Record(name)
         self._folder = root / WIP / name
-        self._writers: dict[tuple[str, str, str], pq.ParquetWriter] = {}
+        self._writers: dict[tuple[str, str, str], pq.ParquetWriter | ParquetWriter] = {}
         try:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
@@ -142,9 +137,14 @@ class Batch:
             return
         days = _days(rows, time)
         for day in np.unique(days).tolist():
-            part = rows if (days == day).all() else rows.filter(pa.array(days == day))
+            part = rows if (days == day).all() else rows.filter(columns.flags(days == day))
             date = str(np.datetime64(day, "D"))
-            self._writer(table, date, node).write_table(part, row_group_size=_row_group_rows(table))
+            self._writer(table, date, node).write_table(part, row_group_size=ROW_GROUP_ROWS)
+
+    def add_packets(self, day: int, row_group: RowGroup, node: str = UNKNOWN_NODE) -> None:
+        """A row group of packets, all of one UTC day (since 1970)."""
+        date = str(np.datetime64(day, "D"))
+        self._writer(PACKETS.name, date, node).write_row_group(row_group.chunks, row_group.rows)
 
     def rename_node(self, before: str, after: str) -> None:
         """What was added of one node so far is another's."""
@@ -179,7 +179,7 @@ class Batch:
                 before = source.read_row_group(group).select(schema.names).cast(schema)
                 after = change(table, before)
                 changed = changed or not _plain(after).equals(_plain(before))
-                writer.write_table(after, row_group_size=_row_group_rows(table))
+                writer.write_table(after, row_group_size=ROW_GROUP_ROWS)
         if not changed:
             (self._folder / target).unlink()
         files.append(target if changed else name)
@@ -207,13 +207,17 @@ class Batch:
         if (self.root / WIP).exists() and not any((self.root / WIP).iterdir()):
             (self.root / WIP).rmdir()
 
-    def _writer(self, table: str, date: str, node: str) -> pq.ParquetWriter:
+    def _writer(self, table: str, date: str, node: str) -> Any:
         writer = self._writers.get((table, date, node))
         if writer is None:
             folder = f"{table}/date={date}/node={quote(node, safe='')}" if date else table
             name = f"{folder}/part-{self.record.batch}.parquet"
             (self._folder / folder).mkdir(parents=True, exist_ok=True)
-            writer = pq.ParquetWriter(self._folder / name, TABLES[table].schema, **_writer_options(table))
+            path, schema = self._folder / name, TABLES[table].schema
+            if table == PACKETS.name:
+                writer = ParquetWriter(path, schema)
+            else:
+                writer = pq.ParquetWriter(path, schema, **_writer_options(table))
             self._writers[table, date, node] = writer
             self.record.files.setdefault(table, []).append(name)
             if node.isdecimal():
@@ -222,37 +226,28 @@ class Batch:
 
 
 def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    ns = rows[time].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
-    days: np.ndarray[Any, np.dtype[np.int64]] = ns // DAY_NS
-    return days
-
-
-def _row_group_rows(table: str) -> int:
-    return ROW_GROUP_ROWS.get(table, FILTERED_ROW_GROUP_ROWS)
+    column = rows[time].combine_chunks()
+    content: Any = column.buffers()[1]  # to_numpy() would load pandas first
+    ns = np.frombuffer(content, np.int64, len(column), 8 * column.offset)
+    return ns // DAY_NS
 
 
 def _writer_options(table: str) -> dict[str, Any]:
-    """Dictionaries for what repeats. Of packets, only the time has statistics: others would not pay."""
-    schema = TABLES[table].schema
-    options: dict[str, Any] = {
+    """Dictionaries for what repeats."""
+    return {
         "compression": "zstd",
         "compression_level": 1,
-        "use_dictionary": [field.name for field in schema if field.type == NAME],
+        "use_dictionary": [field.name for field in TABLES[table].schema if field.type == NAME],
     }
-    if table == "packets":
-        options["write_statistics"] = ["ts"]
-        compressed = {field.name for field in schema} - RANDOM
-        options["compression"] = dict.fromkeys(compressed, "zstd") | dict.fromkeys(RANDOM, "none")
-        options["compression_level"] = dict.fromkeys(compressed, 1)
-        options["column_encoding"] = dict.fromkeys(STEADY, "DELTA_BINARY_PACKED")
-    return options
 
 
 def clustered(table: str, rows: pa.Table) -> pa.Table:
     """Rows in the order that lets a pod filter skip row groups: flows of the same pods side by side."""
-    if table != "flows" or len(rows) <= FILTERED_ROW_GROUP_ROWS:
+    if table != "flows" or len(rows) <= ROW_GROUP_ROWS:
         return rows
     keys = ("orig_namespace", "orig_pod", "orig_ip", "first_seen")
+    import pyarrow.compute as pc  # on first use: it takes a while
+
     order = pc.sort_indices(_plain(rows.select(keys)), sort_keys=[(key, "ascending") for key in keys])
     return rows.take(order)
 

@@ -14,55 +14,60 @@ ARP_NAME = 256
 
 WIDE_COLUMNS = ("ts", "file_offset", "frame_number")
 TS, FILE_OFFSET, FRAME_NUMBER = range(3)
-WORD_COLUMNS = ("length", "payload_length", "tcp_seq", "tcp_ack", "tcp_tsval", "ip_id", "vni", "encapsulation")
-LENGTH, PAYLOAD_LENGTH, TCP_SEQ, TCP_ACK, TCP_TSVAL, IP_ID, VNI, ENCAPSULATION = range(8)
-HALF_COLUMNS = ("src_port", "dst_port", "tcp_flags", "tcp_window", "vlan")
-SRC_PORT, DST_PORT, TCP_FLAGS, TCP_WINDOW, VLAN = range(5)
+WORD_COLUMNS = ("length", "payload_length", "tcp_seq", "tcp_ack", "tcp_tsval", "ip_id", "vni")
+LENGTH, PAYLOAD_LENGTH, TCP_SEQ, TCP_ACK, TCP_TSVAL, IP_ID, VNI = range(7)
+HALF_COLUMNS = ("src_port", "dst_port", "tcp_flags", "tcp_window", "vlan", "quoted_src_port", "quoted_dst_port")
+SRC_PORT, DST_PORT, TCP_FLAGS, TCP_WINDOW, VLAN, QUOTED_SRC_PORT, QUOTED_DST_PORT = range(7)
 OCTET_COLUMNS = ("ttl", "icmp_type", "icmp_code")
 TTL, ICMP_TYPE, ICMP_CODE = range(3)
 PLACE_COLUMNS = (
-    "interface", "direction", "segment", "flow_uid", "src_ip", "dst_ip", "protocol", "outer_src_ip", "outer_dst_ip",
-    "malformed",
+    "interface", "direction", "segment", "flow_uid", "src_ip", "dst_ip", "protocol", "encapsulation", "outer_src_ip",
+    "outer_dst_ip", "malformed", "quoted_protocol", "quoted_src_ip", "quoted_dst_ip",
 )  # fmt: skip
-INTERFACE, DIRECTION, SEGMENT, FLOW, SRC, DST, PROTOCOL, OUTER_SRC, OUTER_DST, MALFORMED = range(10)
+(
+    INTERFACE, DIRECTION, SEGMENT, FLOW, SRC, DST, PROTOCOL, ENCAPSULATION, OUTER_SRC,
+    OUTER_DST, MALFORMED, QUOTED_PROTOCOL, QUOTED_SRC, QUOTED_DST,
+) = range(14)  # fmt: skip
 HAS_INTERFACE, HAS_DIRECTION, HAS_FLOW, IS_IP, HAS_PROTOCOL, HAS_PORTS, HAS_ID, IS_TCP = (1 << k for k in range(8))
 HAS_TIMESTAMPS, HAS_VNI, IS_TUNNELLED, HAS_VLAN, IS_ICMP, IS_MALFORMED, IS_COPY = (1 << k for k in range(8, 15))
-"""What is known of a packet: the columns that are not null."""
+IS_ENCAPSULATED, QUOTES, HAS_QUOTE, HAS_QUOTED_PORTS = (1 << k for k in range(15, 19))
+"""What is known of a packet: the columns that are not null. QUOTES: an ICMP error that may quote a packet."""
 
 BLOCK = 64
 """Packets that are split together: few enough to stay in the nearest cache from the first column to the last."""
 
 ENTRY = np.dtype([("uid", "u8"), ("slot", "i4"), ("src", "i4"), ("dst", "i4")])
 """A flow of this row group: the addresses of its first packet are places among the row group's addresses."""
-INNER, OUTER, ENTRIES = range(3)
-"""Places in counts: distinct inner and outer addresses, and flows."""
+INNER, OUTER, KINDS, ENTRIES = range(4)
+"""Places in counts: distinct inner and outer addresses, kinds of encapsulation, and flows."""
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner
-def number(high, low, table, addresses, counts, which):
-    """The place of an address among those met so far, behind them if it is new."""
+def number(high, low, table, met, counts, which):
+    """The place of (high, low) among those met so far, behind them if it is new. `table`: places + 1, 0 is free."""
     mask = np.uint64(len(table) - 1)
     h = (low ^ (high * MULTIPLIER)) * MULTIPLIER
     at = (h ^ (h >> np.uint64(32))) & mask
-    k = np.int64(table[at])
-    while k >= 0 and not (addresses[k, 1] == low and addresses[k, 0] == high):
+    k = np.int64(table[at]) - 1
+    while k >= 0 and not (met[k, 1] == low and met[k, 0] == high):
         at = (at + np.uint64(1)) & mask
-        k = np.int64(table[at])
+        k = np.int64(table[at]) - 1
     if k < 0:
         k = counts[which]
-        table[at] = k
-        addresses[k, 0] = high
-        addresses[k, 1] = low
+        table[at] = k + 1
+        met[k, 0] = high
+        met[k, 1] = low
         counts[which] += 1
     return k
 
 
 @inner
 def look(packets, named, valid):
-    """What is known of each packet (HAS_*, IS_*)."""
+    """What is known of each packet (HAS_*, IS_*), and of any."""
+    some = 0
     for i in range(len(packets)):
         p = packets[i]
         known = 0
@@ -82,6 +87,10 @@ def look(packets, named, valid):
             known |= IS_MALFORMED
         if p["is_copy"]:
             known |= IS_COPY
+        if p["quote_offset"] >= 0:
+            known |= QUOTES
+        if p["encapsulation"]:
+            known |= IS_ENCAPSULATED
         if p["outer_src_lo"] | p["outer_src_hi"] | p["outer_dst_lo"]:
             known |= IS_TUNNELLED
         if p["network"] == NETWORK_ARP:
@@ -97,6 +106,8 @@ def look(packets, named, valid):
             elif (p["protocol"] == ICMP or p["protocol"] == ICMPV6) and p["payload_offset"] > 0:
                 known |= IS_ICMP
         valid[i] = known
+        some |= known
+    return some
 
 
 @inner
@@ -107,14 +118,7 @@ def copy(values, column):
 
 
 @inner
-def copy_where(valid, bit, values, column):
-    """As copy(), 0 where `valid` lacks the bit."""
-    for i in range(min(len(values), len(column), len(valid))):
-        column[i] = values[i] if valid[i] & np.uint32(bit) else 0
-
-
-@inner
-def place(packets, valid, column, entry_of_slot, dictionaries, counts):
+def place_addresses(packets, valid, column, entry_of_slot, dictionaries, counts):
     """Where flows and addresses stand in the row group's dictionaries. `column`: the PLACE_COLUMNS of these packets."""
     for i in range(len(packets)):
         p = packets[i]
@@ -122,13 +126,6 @@ def place(packets, valid, column, entry_of_slot, dictionaries, counts):
         dst = np.int64(0)
         entry = np.int64(0)
         known = False
-        if valid[i] & np.uint32(IS_TUNNELLED):
-            table, addresses = dictionaries.outer_table, dictionaries.outer
-            column[OUTER_SRC, i] = number(p["outer_src_hi"], p["outer_src_lo"], table, addresses, counts, OUTER)
-            column[OUTER_DST, i] = number(p["outer_dst_hi"], p["outer_dst_lo"], table, addresses, counts, OUTER)
-        else:
-            column[OUTER_SRC, i] = 0
-            column[OUTER_DST, i] = 0
         if p["flow_uid"]:
             entry = np.int64(entry_of_slot[p["flow"]])
             known = entry >= 0 and dictionaries.entries[entry]["uid"] == p["flow_uid"]
@@ -151,48 +148,86 @@ def place(packets, valid, column, entry_of_slot, dictionaries, counts):
         column[SRC, i] = src
         column[DST, i] = dst
         column[PROTOCOL, i] = p["protocol"] if p["ip_version"] else ARP_NAME
-        column[DIRECTION, i] = max(np.int64(p["direction"]) - 1, 0)
-        column[MALFORMED, i] = max(np.int64(p["malformed"]) - 1, 0)
+
+
+@inner
+def place_rarer(packets, valid, column, dictionaries, counts):
+    """As place_addresses(), for columns that are null in most captures."""
+    for i in range(len(packets)):
+        p = packets[i]
+        if valid[i] & np.uint32(IS_TUNNELLED):
+            table, addresses = dictionaries.outer_table, dictionaries.outer
+            column[OUTER_SRC, i] = number(p["outer_src_hi"], p["outer_src_lo"], table, addresses, counts, OUTER)
+            column[OUTER_DST, i] = number(p["outer_dst_hi"], p["outer_dst_lo"], table, addresses, counts, OUTER)
+        if valid[i] & np.uint32(IS_ENCAPSULATED):
+            kind, table, kinds = np.uint64(p["encapsulation"]), dictionaries.kinds_table, dictionaries.kinds
+            column[ENCAPSULATION, i] = number(np.uint64(0), kind, table, kinds, counts, KINDS)
+        column[DIRECTION, i] = np.int64(p["direction"]) - 1
+        column[MALFORMED, i] = np.int64(p["malformed"]) - 1
 
 
 @kernel
 def split(packets, start, rows, named, entry_of_slot, dictionaries, counts):
     """PACKET[n] to the columns (packet_rows.Columns), from row `start` on. `named`: whether an interface has a name.
 
-    A null's value is 0. `entry_of_slot` is NOTHING where a flow slot has not been met in this row group.
+    What a null's value is says nothing. `entry_of_slot` is NOTHING where a flow slot has not been met in this row
+    group. Returns what is known of any packet. The QUOTED_ columns are left to place_quotes().
     """
+    any_known = 0
     for first in range(0, len(packets), BLOCK):
         block = packets[first : first + BLOCK]
         a = start + first
         b = a + len(block)
         valid = rows.valid[a:b]
-        look(block, named, valid)
+        some = look(block, named, valid)
+        any_known |= some
         copy(block["ts"], rows.wide[TS, a:b])
         copy(block["file_offset"], rows.wide[FILE_OFFSET, a:b])
         copy(block["frame_number"], rows.wide[FRAME_NUMBER, a:b])
         copy(block["length"], rows.words[LENGTH, a:b])
-        copy(block["encapsulation"], rows.words[ENCAPSULATION, a:b])
-        copy_where(valid, IS_IP, block["payload_length"], rows.words[PAYLOAD_LENGTH, a:b])
-        copy_where(valid, IS_TCP, block["tcp_seq"], rows.words[TCP_SEQ, a:b])
-        copy_where(valid, IS_TCP, block["tcp_ack"], rows.words[TCP_ACK, a:b])
-        copy_where(valid, HAS_TIMESTAMPS, block["tsval"], rows.words[TCP_TSVAL, a:b])
-        copy_where(valid, HAS_ID, block["ip_id"], rows.words[IP_ID, a:b])
-        copy_where(valid, HAS_VNI, block["vni"], rows.words[VNI, a:b])
-        copy_where(valid, HAS_PORTS, block["src_port"], rows.halves[SRC_PORT, a:b])
-        copy_where(valid, HAS_PORTS, block["dst_port"], rows.halves[DST_PORT, a:b])
-        copy_where(valid, IS_TCP, block["tcp_flags"], rows.halves[TCP_FLAGS, a:b])
-        copy_where(valid, IS_TCP, block["tcp_window"], rows.halves[TCP_WINDOW, a:b])
-        copy_where(valid, HAS_VLAN, block["vlan"], rows.halves[VLAN, a:b])
-        copy_where(valid, IS_IP, block["ttl"], rows.octets[TTL, a:b])
-        copy_where(valid, IS_ICMP, block["icmp_type"], rows.octets[ICMP_TYPE, a:b])
-        copy_where(valid, IS_ICMP, block["icmp_code"], rows.octets[ICMP_CODE, a:b])
         copy(block["segment"], rows.places[SEGMENT, a:b])
-        copy_where(valid, HAS_INTERFACE, block["interface"], rows.places[INTERFACE, a:b])
-        place(block, valid, rows.places[:, a:b], entry_of_slot, dictionaries, counts)
+        if some & IS_IP:
+            copy(block["payload_length"], rows.words[PAYLOAD_LENGTH, a:b])
+            copy(block["src_port"], rows.halves[SRC_PORT, a:b])
+            copy(block["dst_port"], rows.halves[DST_PORT, a:b])
+            copy(block["ttl"], rows.octets[TTL, a:b])
+        if some & IS_TCP:
+            copy(block["tcp_seq"], rows.words[TCP_SEQ, a:b])
+            copy(block["tcp_ack"], rows.words[TCP_ACK, a:b])
+            copy(block["tcp_flags"], rows.halves[TCP_FLAGS, a:b])
+            copy(block["tcp_window"], rows.halves[TCP_WINDOW, a:b])
+            copy(block["tsval"], rows.words[TCP_TSVAL, a:b])
+        if some & HAS_ID:
+            copy(block["ip_id"], rows.words[IP_ID, a:b])
+        if some & IS_ICMP:
+            copy(block["icmp_type"], rows.octets[ICMP_TYPE, a:b])
+            copy(block["icmp_code"], rows.octets[ICMP_CODE, a:b])
+        if some & HAS_VNI:
+            copy(block["vni"], rows.words[VNI, a:b])
+        if some & HAS_VLAN:
+            copy(block["vlan"], rows.halves[VLAN, a:b])
+        if some & HAS_INTERFACE:
+            copy(block["interface"], rows.places[INTERFACE, a:b])
+        place_addresses(block, valid, rows.places[:, a:b], entry_of_slot, dictionaries, counts)
+        if some & (IS_TUNNELLED | IS_ENCAPSULATED | HAS_DIRECTION | IS_MALFORMED):
+            place_rarer(block, valid, rows.places[:, a:b], dictionaries, counts)
+    return any_known
 
 
 @kernel
-def forget(entry_of_slot, entries):
-    """The row group is written: its flows are new to the next one."""
-    for i in range(len(entries)):
-        entry_of_slot[entries[i]["slot"]] = NOTHING
+def place_quotes(quoted, at, rows, dictionaries, counts):
+    """The packets that ICMP errors quote, PACKET[n], to the QUOTED_ columns of the rows `at`."""
+    table, addresses = dictionaries.inner_table, dictionaries.inner
+    for i in range(len(quoted)):
+        p = quoted[i]
+        row = at[i]
+        if not p["ip_version"]:
+            continue
+        rows.valid[row] |= np.uint32(HAS_QUOTE)
+        rows.places[QUOTED_PROTOCOL, row] = p["protocol"]
+        rows.places[QUOTED_SRC, row] = number(p["src_hi"], p["src_lo"], table, addresses, counts, INNER)
+        rows.places[QUOTED_DST, row] = number(p["dst_hi"], p["dst_lo"], table, addresses, counts, INNER)
+        if p["has_ports"]:
+            rows.valid[row] |= np.uint32(HAS_QUOTED_PORTS)
+            rows.halves[QUOTED_SRC_PORT, row] = p["src_port"]
+            rows.halves[QUOTED_DST_PORT, row] = p["dst_port"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from analysis import rooms
 from analysis.layout import (
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
@@ -23,6 +24,12 @@ from analysis.packets_kernels import decode
 
 if TYPE_CHECKING:
     pass
+
+BLANK: Final = np.zeros(1, PACKET)
+"""A packet of which nothing is known."""
+for _name in ("ip_id", "vni", "vlan", "flow", "ifindex", "quote_offset"):
+    BLANK[_name] = -1
+BLANK["tcp_window_scale"] = 255
 
 VXLAN_PORTS: Final = (4789, 8472, 6784)
 """IANA's port (RFC 7348), Linux' own (Flannel, Cilium), and Weave's fast datapath."""
@@ -49,13 +56,9 @@ def decode_packets(
     """
     if counts is None:
         counts = new_counts()
-    if room is None:
-        packets = np.zeros(len(frames), PACKET)
-    else:
-        packets = room
-        packets.view(np.uint8).fill(0)
+    packets = rooms.zeros(len(frames), PACKET) if room is None else room
     ports = np.array(sorted({*VXLAN_PORTS, *vxlan_ports}), np.int64)
-    decode(data, frames, packets, link_types, interfaces, ports, segment, first_frame_number, counts)
+    decode(data, frames, packets, BLANK, link_types, interfaces, ports, segment, first_frame_number, counts)
     return packets
 
 

@@ -93,12 +93,14 @@ ETHERTYPE_ERSPAN3 = 0x22EB
 NOTHING = -1  # the frame ends here, or its rest can't be read
 ANY_IP = -2  # the version nibble decides
 
+NOP_NOP_TIMESTAMPS = 0x0101080A  # the options of most TCP packets: two of padding, and these, which are 10 bytes
+
 MOST_LAYERS = 16
 NFLOG_PAYLOAD = 9
 V4_MAPPED = np.uint64(0xFFFF00000000)
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
@@ -607,9 +609,57 @@ def decode_transport(data, p, protocol, at, end, wire, vxlan_ports):
 
 
 @inner
+def decode_plain_tcp(data, p, at, end, wire):
+    """What most packets are: TCP in IPv4 without options or fragments, whole headers. Returns whether it was one.
+
+    It says what decode_ipv4 and decode_tcp would say, in fewer steps.
+    """
+    if at + 40 > end or data[at] != 0x45 or data[at + 9] != TCP or be16(data, at + 6) & 0x3FFF:
+        return False
+    total = be16(data, at + 2)
+    header = (np.int64(data[at + 32]) >> 4) * 4
+    payload = total - 20 - header
+    tcp = at + 20
+    if total > wire or header < 20 or payload < 0 or tcp + header > end:
+        return False
+    p["ip_version"] = 4
+    p["ip_header_length"] = 20
+    p["ip_length"] = total
+    p["ttl"] = data[at + 8]
+    p["ip_id"] = be16(data, at + 4)
+    p["src_hi"] = 0
+    p["src_lo"] = V4_MAPPED | np.uint64(be32(data, at + 12))
+    p["dst_hi"] = 0
+    p["dst_lo"] = V4_MAPPED | np.uint64(be32(data, at + 16))
+    p["fragment_offset"] = 0
+    p["fragment"] = FRAGMENT_NONE
+    p["protocol"] = TCP
+    p["src_port"] = be16(data, tcp)
+    p["dst_port"] = be16(data, tcp + 2)
+    p["has_ports"] = 1
+    p["tcp_seq"] = be32(data, tcp + 4)
+    p["tcp_ack"] = be32(data, tcp + 8)
+    p["tcp_flags"] = be16(data, tcp + 12) & 0x0FFF
+    p["tcp_window"] = be16(data, tcp + 14)
+    p["tcp_analyzable"] = 1
+    p["payload_length"] = payload
+    p["payload_offset"] = tcp + header
+    p["payload_captured"] = min(end - tcp - header, payload)
+    if header == 32 and be32(data, tcp + 20) == NOP_NOP_TIMESTAMPS:
+        p["has_timestamps"] = 1
+        p["tsval"] = be32(data, tcp + 24)
+        p["tsecr"] = be32(data, tcp + 28)
+    elif header > 20:
+        decode_tcp_options(data, p, tcp + 20, tcp + header)
+    return True
+
+
+@inner
 def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
     """From the first network header down to the innermost packet that can be read."""
     for _ in range(MOST_LAYERS):
+        if ethertype == ETHERTYPE_IPV4 and decode_plain_tcp(data, p, at, end, wire):
+            return
         if ethertype == ETHERTYPE_TEB:
             begin = at
             ethertype, at = decode_ethernet(data, p, at, end)
@@ -656,21 +706,16 @@ def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
 
 
 @kernel
-def decode(data, frames, packets, link_types, interfaces, vxlan_ports, segment, first_frame_number, counts):
-    """Fills packets[i], which must be zero, from frames[i].
+def decode(data, frames, packets, blank, link_types, interfaces, vxlan_ports, segment, first_frame_number, counts):
+    """Fills packets[i] from frames[i].
 
-    `link_types` and `interfaces` (observation points) are by frame interface. `counts` (layout.COUNTED_*) is added to.
+    `blank`: one PACKET of which nothing is known. `link_types` and `interfaces` (observation points) are by frame
+    interface. `counts` (layout.COUNTED_*) is added to.
     """
     for i in range(len(frames)):
         frame = frames[i]
+        packets[i] = blank[0]
         p = packets[i]
-        p["ip_id"] = -1
-        p["vni"] = -1
-        p["vlan"] = -1
-        p["flow"] = -1
-        p["ifindex"] = -1
-        p["quote_offset"] = -1
-        p["tcp_window_scale"] = 255
         p["ts"] = frame["ts"]
         p["file_offset"] = frame["file_offset"]
         p["frame_number"] = first_frame_number + i

@@ -54,6 +54,11 @@ class Damages:
             self.more += 1
 
 
+def with_room(frames: np.ndarray, count: int) -> np.ndarray:
+    """These FRAME[n], or new ones if they are fewer: the operating system has to clear new memory each time."""
+    return frames if len(frames) >= count else np.empty(count, FRAME)
+
+
 class PcapFramer:
     """Makes frames of the content of one pcap file, given piece by piece.
 
@@ -74,6 +79,7 @@ class PcapFramer:
         self._last_s = -1
         self._lost_at: int | None = None
         self._unsupported = False
+        self._room = np.empty(0, FRAME)
 
     @staticmethod
     def recognises(head: bytes) -> bool:
@@ -83,7 +89,8 @@ class PcapFramer:
     def frames(self, data: npt.NDArray[np.uint8], offset: int, final: bool) -> tuple[np.ndarray, int]:
         """Frames of the whole records in `data`, which is the content from `offset` on, and the bytes consumed.
 
-        The next call's data must begin with what was not consumed. `final`: nothing follows this data.
+        The next call's data must begin with what was not consumed, and its frames take the place of these. `final`:
+        nothing follows this data.
         """
         position = 0
         if not self.interfaces and not self._unsupported:
@@ -93,7 +100,7 @@ class PcapFramer:
             position = FILE_HEADER_BYTES
         if self._unsupported:
             return np.empty(0, FRAME), len(data)
-        frames = np.empty(len(data) // self._record_header_bytes + 1, FRAME)
+        frames = self._room = with_room(self._room, len(data) // self._record_header_bytes + 1)
         count = 0
         layout = self._big, self._tick_ns, self._record_header_bytes, self._max_captured
         while True:

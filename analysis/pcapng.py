@@ -25,7 +25,7 @@ from analysis.framing_kernels import (
     scan_blocks,
 )
 from analysis.layout import FRAME, NANOSECONDS
-from analysis.pcap import Damages, Interface
+from analysis.pcap import Damages, Interface, with_room
 
 _INTERFACE_DESCRIPTION: Final = 1
 _INTERFACE_STATISTICS: Final = 5
@@ -59,6 +59,7 @@ class PcapngFramer:
         self._lost_at: int | None = None
         self._stranger_met = False  # in this section
         self._unsupported = False
+        self._room = np.empty(0, FRAME)
 
     @staticmethod
     def recognises(head: bytes) -> bool:
@@ -68,9 +69,10 @@ class PcapngFramer:
     def frames(self, data: npt.NDArray[np.uint8], offset: int, final: bool) -> tuple[np.ndarray, int]:
         """Frames of the whole blocks in `data`, which is the content from `offset` on, and the bytes consumed.
 
-        The next call's data must begin with what was not consumed. `final`: nothing follows this data.
+        The next call's data must begin with what was not consumed, and its frames take the place of these. `final`:
+        nothing follows this data.
         """
-        frames = np.empty(len(data) // _SMALLEST_PACKET_BLOCK + 1, FRAME)
+        frames = self._room = with_room(self._room, len(data) // _SMALLEST_PACKET_BLOCK + 1)
         count = position = 0
         while not self._unsupported:
             if self._lost_at is not None:

@@ -45,6 +45,7 @@ from analysis.layout import (
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
 from analysis.retransmits import Retransmits, retransmits_table
+from analysis.rooms import Ring
 from analysis.schemas import IDENTITIES
 from analysis.segments import STDIN, Segment, find_segments, segments_table
 
@@ -181,8 +182,8 @@ class _Line:
         self._segment_names: list[str] = []
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
-        self._packet_rows = deque(PacketRows(lake.ROW_GROUP_ROWS["packets"]) for _ in range(2 if jobs > 1 else 1))
-        self._bytes = Ring(np.dtype(np.uint8), 2 * self._ahead + 1)
+        self._packet_rows = PacketRows()
+        self._bytes = Ring(np.uint8, 2 * self._ahead + 1)
         self._packets = Ring(PACKET, 2 * self._ahead + 1)
         self._read: list[tuple[Segment, npt.NDArray[np.int64], str]] = []
         self._seen_bytes = 0
@@ -274,44 +275,34 @@ class _Line:
                 asking.append(ask(dns.feed, chunk.data, chunk.packets))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
-                self._keep_packets(node, chunk.data, flows.settled(), write, writing)
+                writing.append(write(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
                 if flows.finished >= FLUSH_FLOWS:
                     writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
                     asking.append(ask(self._write_dns, node, dns))
-                while len(asking) > self._ahead:
-                    asking.popleft().result()
+                for behind in (asking, writing):
+                    while len(behind) > self._ahead:
+                        behind.popleft().result()
                 self._show_progress()
             flows.finish()
             asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
-            self._keep_packets(node, NO_BYTES, flows.settled(), write, writing)
-            if not self._packet_rows[0].is_empty:
-                self._write_row_group(node, write, writing)
+            writing.append(write(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
+            writing.append(write(self._write_row_groups, node))
             writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
             self._write_retransmits(node, retransmits.rows())
             for last in (*asking, *writing):
                 last.result()
 
-    def _keep_packets(
-        self, node: str, data: npt.NDArray[np.uint8], packets: Records, write: Submit, writing: deque[Future[None]]
-    ) -> None:
+    def _keep_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records, slots: int) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
         while len(packets):
-            packets = packets[self._packet_rows[0].take(data, packets, self._points.names) :]
-            if self._packet_rows[0].is_full:
-                self._write_row_group(node, write, writing)
+            packets = packets[self._packet_rows.take(data, packets, slots, self._points.names) :]
+            if self._packet_rows.is_full:
+                self._write_row_groups(node)
 
-    def _write_row_group(self, node: str, write: Submit, writing: deque[Future[None]]) -> None:
-        """Hands the row group to the writer; the next one fills another room, whose own must be written by then."""
-        rows = self._packet_rows[0]
-
-        def write_rows() -> None:
-            self._batch.add("packets", rows.table(self._segment_names, self._points.names), node)
-            rows.clear()
-
-        while writing:
-            writing.popleft().result()
-        writing.append(write(write_rows))
-        self._packet_rows.rotate()
+    def _write_row_groups(self, node: str) -> None:
+        for day, row_group in self._packet_rows.row_groups(self._segment_names, self._points.names):
+            self._batch.add_packets(day, row_group, node)
+        self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
         table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
@@ -325,9 +316,11 @@ class _Line:
         self._summary.retransmits += len(table)
 
     def _write_dns(self, node: str, dns: Dns) -> None:
-        table = dns_table(dns.rows(), self._segment_names, self._points.names)
-        self._batch.add("dns", add_identities(self._identities, "dns", table), node)
-        self._summary.transactions += len(table)
+        rows = dns.rows()
+        for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
+            table = dns_table(part, self._segment_names, self._points.names)
+            self._batch.add("dns", add_identities(self._identities, "dns", table), node)
+        self._summary.transactions += len(rows)
 
     def _show_progress(self) -> None:
         if self._progress:
@@ -385,21 +378,6 @@ def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str
         "server_ip": server,
     }
     return columns.to_table("dns", values, without=columns.identity_names("dns"))
-
-
-class Ring:
-    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
-
-    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
-        self._arrays = deque([np.empty(0, dtype)] * size)
-
-    def take(self, length: int) -> npt.NDArray[Any]:
-        """The next array, of this length; what it held is lost."""
-        array = self._arrays.popleft()
-        if len(array) < length:
-            array = np.empty(length, array.dtype)
-        self._arrays.append(array)
-        return array[:length]
 
 
 class ObservationPoints:

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from analysis import columns, path_mtu, retransmits_kernels
+from analysis import columns, path_mtu, retransmits_kernels, rooms
 from analysis.layout import (
     CONFIDENCE_LOW,
     CONFIDENCE_NAMES,
@@ -49,25 +49,29 @@ class Retransmits:
     """What is known of all TCP connections of one recording; carried over chunks and file borders."""
 
     def __init__(self) -> None:
-        self._streams = np.zeros(0, STREAM_SIDE)
+        self._streams = rooms.zeros(0, STREAM_SIDE)
         self._memory = retransmits_kernels.Memory(
-            np.zeros(0, retransmits_kernels.SIDE),
-            np.zeros(retransmits_kernels.MOST_SENDS, retransmits_kernels.SEND),
-            np.zeros(0, retransmits_kernels.HOLE),
-            np.zeros(FIRST_EVENTS, retransmits_kernels.EVENT),
+            rooms.zeros(0, retransmits_kernels.SIDE),
+            rooms.zeros(retransmits_kernels.MOST_SENDS, retransmits_kernels.SEND),
+            rooms.zeros(0, retransmits_kernels.HOLE),
+            rooms.zeros(FIRST_EVENTS, retransmits_kernels.EVENT),
             np.zeros(4, np.int64),
         )
         self._memory.counters[retransmits_kernels.FREE_HOLE] = NO_HOLE
+        self._verdicts = rooms.zeros(0, VERDICT)
+        self._kinds = rooms.zeros(0, np.uint8)
         self._uncertain: list[npt.NDArray[np.uint64]] = []
 
     def feed(self, data: npt.NDArray[np.uint8], packets: Records, slots: Records) -> Records:
-        """Judge assigned PACKET[n]; returns VERDICT[n], for the flows' accounts. `slots`: flows_kernels.SLOT."""
+        """Judge assigned PACKET[n]; returns VERDICT[n], for the flows' accounts, which are there until the next call.
+
+        `slots`: flows_kernels.SLOT.
+        """
         self._make_room(len(packets), len(slots))
-        verdicts = np.zeros(len(packets), VERDICT)
-        kinds = np.empty(len(packets), np.uint8)
-        judge(packets, slots, self._streams, kinds)
+        verdicts, kinds = self._verdicts[: len(packets)], self._kinds[: len(packets)]
+        quotes = judge(packets, slots, self._streams, kinds)
         first = 0
-        for report in [*path_mtu.reports(packets), len(packets)]:
+        for report in [*(path_mtu.reports(packets) if quotes else []), len(packets)]:
             part = slice(first, report)
             retransmits_kernels.classify(data, packets[part], kinds[part], self._memory, verdicts[part])
             if report < len(packets):
@@ -93,20 +97,15 @@ class Retransmits:
         memory = self._memory
         holes = int(memory.counters[retransmits_kernels.HOLES]) + packets
         events = int(memory.counters[retransmits_kernels.EVENTS]) + 2 * packets
-        if 2 * slots > len(memory.sides):
-            self._streams = _grown(self._streams, 2 * slots)
-            memory = memory._replace(sides=_grown(memory.sides, 2 * slots))
-        if holes > len(memory.holes):
-            memory = memory._replace(holes=_grown(memory.holes, 2 * holes))
-        if events > len(memory.events):
-            memory = memory._replace(events=_grown(memory.events, 2 * events))
-        self._memory = memory
-
-
-def _grown(array: Records, size: int) -> Records:
-    larger = np.zeros(size, array.dtype)
-    larger[: len(array)] = array
-    return larger
+        self._streams = rooms.grown(self._streams, 2 * slots)
+        if holes > len(memory.holes) or events > len(memory.events) or 2 * slots > len(memory.sides):
+            self._memory = memory._replace(
+                sides=rooms.grown(memory.sides, 2 * slots),
+                holes=rooms.grown(memory.holes, rooms.GROWTH * holes),
+                events=rooms.grown(memory.events, rooms.GROWTH * events),
+            )
+        self._verdicts = rooms.grown(self._verdicts, packets)
+        self._kinds = rooms.grown(self._kinds, packets)
 
 
 def retransmits_table(events: Records, segment_names: list[str], interface_names: list[str | None]) -> pa.Table:

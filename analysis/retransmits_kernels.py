@@ -52,60 +52,50 @@ from analysis.layout import (
     SYN,
     TCP,
     WIRESHARK_NOTHING,
+    in_lines,
 )
-from analysis.loads import be32
+from analysis.loads import be32, prefetch
 
-SIDE = np.dtype(
-    [
-        ("last_time", "i8"),  # of this side's last packet
-        ("timed_since", "i8"),  # when the packet that times the path was sent, 0 = none is timed
-        ("srtt", "i8"),  # 0 = no sample yet
-        ("rttvar", "i8"),
-        ("min_rtt", "i8"),
-        ("window", "i8"),  # that this side offers, in bytes; -1 = unknown
-        ("recovering_since", "i8"),  # when the retransmission timer fired
-        ("last_send", "i8"),  # its newest entry in the log, -1 = none
-        ("holes", "i4"),  # its first hole, -1 = none
-        ("next_seq", "u4"),  # end of the highest byte it sent
-        ("una", "u4"),  # highest ack its peer sent
-        ("timed_seq", "u4"),
-        ("sacked_end", "u4"),  # highest right edge its peer reported by SACK
-        ("recovery_end", "u4"),  # next_seq when the retransmission timer fired
-        ("dup_acks", "i4"),  # that its peer sent for una
-        ("raw_window", "u2"),
-        ("mss", "u2"),  # that it announced, 0 = unknown
-        ("window_scale", "u1"),  # 255 = no option
-        ("seen_syn", "u1"),
-        ("has_next", "u1"),
-        ("has_una", "u1"),
-        ("has_sack", "u1"),
-        ("recovering", "u1"),
-    ],
-    align=True,
+SIDE = in_lines(
+    ("last_time", "i8"),  # of this side's last packet
+    ("timed_since", "i8"),  # when the packet that times the path was sent, 0 = none is timed
+    ("last_send", "i8"),  # its newest entry in the log, -1 = none
+    ("holes", "i4"),  # its first hole, -1 = none
+    ("window", "i4"),  # that this side offers, in bytes; -1 = unknown
+    ("next_seq", "u4"),  # end of the highest byte it sent
+    ("una", "u4"),  # highest ack its peer sent
+    ("timed_seq", "u4"),
+    ("dup_acks", "i4"),  # that its peer sent for una
+    ("raw_window", "u2"),
+    ("mss", "u2"),  # that it announced, 0 = unknown
+    ("window_scale", "u1"),  # 255 = no option
+    ("seen_syn", "u1"),
+    ("has_next", "u1"),
+    ("has_una", "u1"),
+    ("has_sack", "u1"),
+    ("recovering", "u1"),
+    # what few packets need
+    ("srtt", "i8"),  # 0 = no sample yet
+    ("rttvar", "i8"),
+    ("min_rtt", "i8"),
+    ("recovering_since", "i8"),  # when the retransmission timer fired
+    ("sacked_end", "u4"),  # highest right edge its peer reported by SACK
+    ("recovery_end", "u4"),  # next_seq when the retransmission timer fired
 )
 """Two for each flow slot: orig, resp."""
 
-SEND = np.dtype(
-    [
-        ("ts", "i8"),
-        ("delay", "i8"),
-        ("frame_number", "i8"),
-        ("original_ts", "i8"),
-        ("original_frame", "i8"),
-        ("before", "i8"),  # the entry before it of the same side, -1 = none
-        ("event", "i8"),  # -1 = none
-        ("ip_id", "i8"),
-        ("segment", "i4"),
-        ("original_segment", "i4"),
-        ("attempt", "i4"),
-        ("length", "i4"),
-        ("seq", "u4"),
-        ("end", "u4"),
-        ("ack", "u4"),
-        ("tsval", "u4"),
-        ("flags", "u2"),
-    ],
-    align=True,
+SEND = in_lines(
+    ("ts", "i8"),
+    ("frame_number", "i8"),
+    ("before", "i8"),  # the entry before it of the same side, -1 = none
+    ("event", "i8"),  # -1 = none; what was sent before has one, which says what the original was
+    ("segment", "i4"),
+    ("ip_id", "u4"),  # 0 = none
+    ("seq", "u4"),
+    ("end", "u4"),
+    ("ack", "u4"),
+    ("tsval", "u4"),
+    ("flags", "u2"),
 )
 """A packet with data, SYN or FIN, in the log."""
 MOST_SENDS = 1 << 20
@@ -162,6 +152,8 @@ EVENT = np.dtype(
 SENDS, HOLES, FREE_HOLE, EVENTS = range(4)
 """Where Memory.counters counts what; FREE_HOLE heads the list of holes that can be used again."""
 
+AHEAD = 8
+"""So many packets before a connection's memory is needed it is asked for."""
 RTO_MIN_NS = 200_000_000  # Linux' TCP_RTO_MIN
 TLP_SLACK_NS = 4_000_000  # timer granularity on top of 2 SRTT
 REORDERING_NS = 3_000_000
@@ -179,8 +171,8 @@ class Memory(NamedTuple):
     counters: npt.NDArray[np.int64]
 
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
@@ -325,32 +317,19 @@ def find_send(memory, side, seq):
 
 
 @inner
-def log_send(memory, side, p, end, previous, event):
+def log_send(memory, side, p, end, event):
     at = memory.counters[SENDS]
     memory.counters[SENDS] += 1
     send = memory.sends[at % MOST_SENDS]
-    send["attempt"] = 0
-    send["delay"] = 0
-    send["original_ts"] = p["ts"]
-    send["original_frame"] = p["frame_number"]
-    send["original_segment"] = p["segment"]
-    if previous >= 0:
-        earlier = memory.sends[previous % MOST_SENDS]
-        send["attempt"] = earlier["attempt"] + 1
-        send["delay"] = p["ts"] - earlier["ts"]
-        send["original_ts"] = earlier["original_ts"]
-        send["original_frame"] = earlier["original_frame"]
-        send["original_segment"] = earlier["original_segment"]
     send["ts"] = p["ts"]
     send["frame_number"] = p["frame_number"]
     send["segment"] = p["segment"]
-    send["ip_id"] = p["ip_id"]
+    send["ip_id"] = max(p["ip_id"], 0)
     send["seq"] = p["tcp_seq"]
     send["end"] = end
     send["ack"] = p["tcp_ack"]
     send["tsval"] = p["tsval"]
     send["flags"] = p["tcp_flags"]
-    send["length"] = p["payload_length"]
     send["before"] = side["last_send"]
     send["event"] = event
     side["last_send"] = at
@@ -401,11 +380,23 @@ def tell_original(memory, event, previous):
     """What was resent, from the entry `previous` of the log."""
     e = memory.events[event]
     earlier = memory.sends[previous % MOST_SENDS]
-    e["original_ts"] = earlier["original_ts"]
-    e["original_frame"] = earlier["original_frame"]
-    e["original_segment"] = earlier["original_segment"]
+    e["original_ts"] = earlier["ts"]
+    e["original_frame"] = earlier["frame_number"]
+    e["original_segment"] = earlier["segment"]
     e["delay"] = e["ts"] - earlier["ts"]
-    e["attempt"] = earlier["attempt"] + 1
+    e["attempt"] = 1
+    if was_resend(memory, earlier):
+        first = memory.events[earlier["event"]]
+        e["original_ts"] = first["original_ts"]
+        e["original_frame"] = first["original_frame"]
+        e["original_segment"] = first["original_segment"]
+        e["attempt"] = first["attempt"] + 1
+
+
+@inner
+def was_resend(memory, send):
+    """Whether an entry of the log was sent before, of which its event tells."""
+    return send["event"] >= 0 and memory.events[send["event"]]["original_segment"] >= 0
 
 
 @inner
@@ -552,8 +543,9 @@ def timer_evidence(memory, p, previous):
     """A timer fired; and waited longer than the time before, if it did."""
     if previous >= 0:
         earlier = memory.sends[previous % MOST_SENDS]
-        if earlier["attempt"] and 2 * (p["ts"] - earlier["ts"]) >= 3 * earlier["delay"]:
-            return EVIDENCE_TIMER | EVIDENCE_BACKOFF
+        if was_resend(memory, earlier):
+            if 2 * (p["ts"] - earlier["ts"]) >= 3 * memory.events[earlier["event"]]["delay"]:
+                return EVIDENCE_TIMER | EVIDENCE_BACKOFF
     return EVIDENCE_TIMER
 
 
@@ -597,7 +589,7 @@ def judge_resend(memory, p, me, end, previous):
 
 
 @inner
-def is_duplicate(memory, p, previous):
+def is_duplicate(memory, p, end, previous):
     """The network (or the capture) made a second one of the very same packet."""
     if previous < 0 or p["ip_id"] <= 0:
         return False
@@ -605,7 +597,7 @@ def is_duplicate(memory, p, previous):
     return (
         send["ip_id"] == p["ip_id"]
         and send["seq"] == p["tcp_seq"]
-        and send["length"] == p["payload_length"]
+        and send["end"] == end
         and send["flags"] == p["tcp_flags"]
         and send["ack"] == p["tcp_ack"]
         and send["tsval"] == p["tsval"]
@@ -616,7 +608,7 @@ def is_duplicate(memory, p, previous):
 def judge_old(memory, p, me, end, previous):
     """The packet begins below what its side has sent already. Returns (kind, confidence, evidence)."""
     flags = p["tcp_flags"]
-    if is_duplicate(memory, p, previous):
+    if is_duplicate(memory, p, end, previous):
         return KIND_NETWORK_DUPLICATE, CONFIDENCE_HIGH, EVIDENCE_IP_ID
     if flags & SYN:
         kind = KIND_SYNACK if flags & ACK else KIND_SYN
@@ -694,7 +686,7 @@ def judge_sent(memory, p, me, you, verdict):
         control = (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
         verdict["new_bytes"] = max(news - control, 0)
         me["next_seq"] = end
-    log_send(memory, me, p, end, previous, event)
+    log_send(memory, me, p, end, event)
     return event
 
 
@@ -727,11 +719,33 @@ def judge_packet(memory, data, p, me, you, verdict):
     return event
 
 
+@inner
+def look_ahead(packets, i, memory):
+    """Asks for what is known of packets[i]'s connection."""
+    if i < len(packets):
+        p = packets[i]
+        if p["protocol"] == TCP and p["flow"] >= 0:
+            prefetch(memory.sides, 2 * np.int64(p["flow"]))
+            prefetch(memory.sides, 2 * np.int64(p["flow"]) + 1)
+
+
+@inner
+def clear(verdict):
+    verdict["new_bytes"] = 0
+    verdict["gap_bytes"] = 0
+    verdict["missed_bytes"] = 0
+    verdict["tcp_segments"] = 0
+    verdict["retransmitted"] = 0
+    verdict["out_of_order"] = 0
+
+
 @kernel
 def classify(data, packets, wireshark_kinds, memory, verdicts):
-    """Fills verdicts[i] (zero before) of each TCP packet, and appends to memory.events (room for two a packet)."""
+    """Fills verdicts[i] of each packet, and appends to memory.events (room for two a packet)."""
     for i in range(len(packets)):
+        look_ahead(packets, i + AHEAD, memory)
         p = packets[i]
+        clear(verdicts[i])
         if p["protocol"] != TCP or p["flow"] < 0:
             continue
         event = np.int64(-1)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from analysis import columns
 from analysis.compression import ContentStream
 from analysis.errors import PodtapError, Problem, UsageError
 from analysis.layout import (
@@ -40,10 +41,10 @@ from analysis.layout import (
 )
 from analysis.pcap import Interface, PcapFramer
 from analysis.pcapng import PcapngFramer
-from analysis.schemas import NAME, SEGMENTS
+from analysis.schemas import SEGMENTS
 
 Room: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
-CHUNK_BYTES: Final = 8 << 20
+CHUNK_BYTES: Final = 4 << 20
 STDIN: Final = "-"
 _PEEK_BYTES: Final = 64 << 10
 _MAGIC_BYTES: Final = 4
@@ -100,6 +101,7 @@ class Segment:
     ) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
         """The packets: (data uint8[:], FRAME[:] whose offsets point into it), again and again, frames never empty.
 
+        Frames are there until the next chunk is asked for.
         `room` gives the bytes that a chunk is read into. Never raises for what the file holds or for a failing disk.
         """
         self.interfaces, self.problems = [], []
@@ -346,7 +348,7 @@ def _why(error: OSError) -> str:
 
 def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: int) -> pa.Table:
     """Rows of schemas.SEGMENTS: each segment that was read, and what decoding counted of it (layout.COUNTED_*)."""
-    columns: dict[str, list[object]] = {column.name: [] for column in SEGMENTS.columns}
+    found: dict[str, list[object]] = {column.name: [] for column in SEGMENTS.columns}
     for s, counts in rows:
         has_packets = bool(counts[COUNTED_PACKETS])
         values: dict[str, object] = {
@@ -374,9 +376,6 @@ def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: i
             "truncated": s.truncated,
             "problems": _printable("; ".join(map(str, s.problems))) or None,
         }
-        for name, column in columns.items():
+        for name, column in found.items():
             column.append(values[name])
-    return pa.table(
-        [pa.array(columns[c.name], pa.string() if c.type == NAME else c.type).cast(c.type) for c in SEGMENTS.columns],
-        schema=SEGMENTS.schema,
-    )
+    return columns.to_table("segments", {c.name: columns.values(found[c.name], c.type) for c in SEGMENTS.columns})

@@ -22,33 +22,34 @@ from analysis.layout import (
     WIRESHARK_OUT_OF_ORDER,
     WIRESHARK_RETRANSMISSION,
     WIRESHARK_SPURIOUS,
+    in_lines,
 )
+from analysis.loads import prefetch
 
-STREAM_SIDE = np.dtype(
-    [
-        ("next_time", "i8"),
-        ("last_ack_time", "i8"),
-        ("syn_time", "i8"),  # of the stream's last SYN, kept at end a; 0 = none
-        ("first_rtt", "i8"),  # kept at end a; 0 = unknown
-        ("next_seq", "u4"),  # highest end sent; 0 = unset
-        ("max_seq", "u4"),  # highest contiguous end; 0 = unset
-        ("last_ack", "u4"),
-        ("base_seq", "u4"),
-        ("dup_acks", "u4"),  # unsigned there too: "minus one" is a very high count
-        ("window", "u2"),
-        ("has_base", "u1"),
-        ("was_keep_alive", "u1"),
-    ],
-    align=True,
+STREAM_SIDE = in_lines(
+    ("next_time", "i8"),
+    ("last_ack_time", "i8"),
+    ("syn_time", "i8"),  # of the stream's last SYN, kept at end a; 0 = none
+    ("first_rtt", "i8"),  # kept at end a; 0 = unknown
+    ("next_seq", "u4"),  # highest end sent; 0 = unset
+    ("max_seq", "u4"),  # highest contiguous end; 0 = unset
+    ("last_ack", "u4"),
+    ("base_seq", "u4"),
+    ("dup_acks", "u4"),  # unsigned there too: "minus one" is a very high count
+    ("window", "u2"),
+    ("has_base", "u1"),
+    ("was_keep_alive", "u1"),
 )
 """Two for each flow slot: end a, end b. Only those of a 5-tuple's first slot are used."""
 
+AHEAD = 8
+"""So many packets before a stream's memory is needed it is asked for."""
 FAST_NS = 20_000_000
 OUT_OF_ORDER_NS = 3_000_000
 MINUS_ONE = 0xFFFFFFFF
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
@@ -139,13 +140,32 @@ def judge_data(p, length, fwd, rev, first_rtt):
     return WIRESHARK_RETRANSMISSION
 
 
+@inner
+def look_ahead(packets, i, slots, streams):
+    """Asks for the stream of packets[i], which most often is that of its flow's own slot."""
+    if i < len(packets):
+        flow = np.int64(packets[i]["flow"])
+        if flow >= 0:
+            prefetch(slots, flow)
+            prefetch(streams, 2 * flow)
+            prefetch(streams, 2 * flow + 1)
+
+
 @kernel
 def judge(packets, slots, streams, kinds):
-    """Sets kinds[i] (WIRESHARK_*) of each packet of which Wireshark analyses the sequence numbers."""
+    """Sets kinds[i] (WIRESHARK_*) of each packet of which Wireshark analyses the sequence numbers.
+
+    Returns how many packets quote another one.
+    """
+    quotes = 0
     for i in range(len(packets)):
+        look_ahead(packets, i + AHEAD, slots, streams)
         p = packets[i]
         kinds[i] = WIRESHARK_NOTHING
-        if p["protocol"] != TCP or not p["tcp_analyzable"] or p["flow"] < 0 or p["fragment"]:
+        if p["protocol"] != TCP:
+            quotes += p["quote_offset"] >= 0
+            continue
+        if not p["tcp_analyzable"] or p["flow"] < 0 or p["fragment"]:
             continue
         first = 2 * np.int64(slots[p["flow"]]["head"])
         a = streams[first]
@@ -183,3 +203,4 @@ def judge(packets, slots, streams, kinds):
         fwd["last_ack_time"] = p["ts"]
         fwd["was_keep_alive"] = keep_alive
         learn_rtt(p, a)
+    return quotes

@@ -290,6 +290,7 @@ class JournalRecord:
     - added, modified, deleted: a change that a watch told; `object` is the state after it (of deleted: the last one).
       A deletion that only a later listing showed has `unseen_since_ns`: it happened between then and `observed_ns`.
     - list_complete: all objects of the kind have been listed, as of `resource_version`
+    - bookmark: every change of the kind until then has been told, as of `resource_version`; about once a minute
     - gap: from `since_ns` to `observed_ns` nothing was seen of the kind; `reason` tells why. A listing follows.
     - stopped: the writer ended in good order, the file with it.
     """
@@ -379,12 +380,11 @@ def to_json(value: Manifest | Tombstone | Freeze | JournalRecord | Bundle) -> by
 
     Tombstones and journal records are one line, and leave out what is not set.
     """
-    values = asdict(value)
     if isinstance(value, (Tombstone, JournalRecord)):
-        values = {key: each for key, each in values.items() if each not in ("", None)}
+        values = {key: each for key, each in vars(value).items() if each not in ("", None)}
         text = json.dumps(values, separators=(",", ":"), sort_keys=True)
     else:
-        text = json.dumps(values, indent=1, sort_keys=True)
+        text = json.dumps(asdict(value), indent=1, sort_keys=True)
     return text.encode() + b"\n"
 
 

@@ -10,7 +10,7 @@ INTRODUCTION = """# What each file makes
 
 Made from the first line of each file by `make docs`. How they work together: [architecture.md](architecture.md).
 """
-FOLDERS = (".", "analysis", "analysis/reports", "docs", "benchmarks", "sample_pcaps")
+FOLDERS = (".", "capture", "analysis", "analysis/reports", "docs", "benchmarks", "sample_pcaps")
 
 
 def row(path: Path) -> str:

@@ -103,3 +103,11 @@ def test_the_base_install_needs_click_only(arguments: list[str]) -> None:
 
 def test_the_analysis_package_loads_nothing_until_asked() -> None:
     assert loaded_by("import analysis") == {"analysis"}
+
+
+def test_an_analysis_loads_neither_pandas_nor_duckdb_and_rich_for_a_terminal_only(tmp_path: Path) -> None:
+    capture = ROOT / "sample_pcaps" / "dns.pcap"
+    arguments = ["analyze", str(capture), "--lake", str(tmp_path)]
+    loaded = loaded_by(f"import podtap; podtap.main({arguments})")
+    assert "pyarrow" in loaded
+    assert loaded & {"pandas", "duckdb", "rich"} == set()

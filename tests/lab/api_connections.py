@@ -227,6 +227,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.api.store.changed.wait(TICK)
         raise BrokenPipeError
 
+    def reset(self) -> ConnectionReset:
+        """To be raised: ends the connection with a TCP reset."""
+        return ConnectionReset()
+
     def _delay(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:

@@ -19,10 +19,11 @@ from tests.lab.api_status import (
 
 REFUSALS: Final = ("500", "429", "401", "403", "410")
 """Answers instead of what was asked for. On a watch, 410 is an event: at once, also on one that is open already."""
-DISTURBANCES: Final = ("eof", "reset", "silence", "slow", "bad-json")
+DISTURBANCES: Final = ("eof", "reset", "silence", "slow", "bad-json", "cut")
 """eof: a watch ends cleanly, before its time; lists know no such thing.
 reset: TCP is reset in the middle of a line. silence: the connection stays open and nothing comes any more; it is
-dropped when the fault goes. slow: a delay before each chunk. bad-json: a list or an event is cut in its middle."""
+dropped when the fault goes. slow: a delay before each chunk. bad-json: a list or an event is cut in its middle.
+cut: an exec is reset once it has sent `after` bytes of output."""
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Fault:
     times: int | None = None
     delay: float = 0.1
     retry_after: int = 1
+    after: int = 0
     count: int = 0
     is_on: bool = True
     """False as soon as somebody took it away; a fault that struck often enough stays on, and strikes no more."""

@@ -187,6 +187,14 @@ RESOURCES: Final = (
 )
 """What was recorded of a real server. Bookmarks of resources that were never watched there hold metadata alone."""
 
+EVENTS: Final = Resource(
+    "events",
+    "Event",
+    short_names=("ev",),
+    fields={"involvedObject.name": "", "reason": "", "type": ""},
+)
+"""A real server has them too; what was recorded does not show it."""
+
 _VERSION: Final = {
     "major": "1",
     "minor": "36",

@@ -4,14 +4,15 @@
         server.follow(lab)
         kubernetes.client.Configuration(host=server.url)
 
-Left out are all writes (405), Tables, protobuf, compression, and Pods' subresources. Time can be anybody's: a test that
-gives its own clock need not wait for bookmarks and timeouts.
+Left out are all writes (405), Tables, protobuf, compression, and Pods' subresources but exec. Time can be anybody's: a
+test that gives its own clock need not wait for bookmarks and timeouts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.lab import api_exec
 from tests.lab.api_connections import TICK, Connections, Handler
 from tests.lab.api_faults import REFUSALS, Fault, Faults
 from tests.lab.api_lists import get_object, list_objects, wants_metadata_only
@@ -59,6 +61,7 @@ class Target:
     resource: Resource
     namespace: str
     name: str
+    subresource: str = ""
 
 
 class ApiServer:
@@ -83,6 +86,15 @@ class ApiServer:
         """May be replaced while the server runs, as tokens are rotated."""
         self.forbidden: set[str] = set()
         """Users who are known and may do nothing."""
+        self.denied: set[tuple[str, str, str]] = set()
+        """(user, "pods/exec", verb) of what else somebody may not do."""
+        self.unreachable: set[str] = set()
+        """Nodes whose kubelets do not answer."""
+        self.containers: dict[tuple[str, str], api_exec.Container] = {}
+        """By namespace and pod: where an exec's commands run, instead of in the lab's pod of that name."""
+        self.lab: Lab | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
+        """Of all execs."""
         self.resources = tuple(resources)
         self.store = Store(self.resources, window, watch_cache)
         self.clock = clock
@@ -116,6 +128,10 @@ class ApiServer:
         if self._connections:
             self._connections.end()
             self._connections = None
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes.clear()
 
     def restart(self) -> None:
         """The real way to a 410 on a watch: its cache starts empty."""
@@ -163,6 +179,7 @@ class ApiServer:
 
     def follow(self, lab: Lab) -> None:
         """Shows a lab's objects from now on."""
+        self.lab = lab
         self.load(lab.objects().values())
         lab.on_change(self.record)
 
@@ -243,7 +260,9 @@ class ApiServer:
             verb = _verb(request, target)
             user = self._user(connection.headers.get("Authorization", ""))
             self._authorize(user, verb, target, request.path)
-            if target:
+            if target and target.subresource:
+                api_exec.serve(self, connection, target, user)
+            elif target:
                 self._answer_resource(connection, request, verb, target)
             else:
                 self._answer_path(connection, request)
@@ -318,6 +337,8 @@ class ApiServer:
         return user
 
     def _authorize(self, user: str | None, verb: str, target: Target | None, path: str) -> None:
+        if target and target.subresource and user != ANONYMOUS:
+            return  # decides itself
         if user is None or (user != ANONYMOUS and user not in self.forbidden) or path in (*_HEALTH, "/version"):
             return
         if target:
@@ -335,12 +356,15 @@ class ApiServer:
         namespace = ""
         if len(rest) > 2 and rest[0] == "namespaces":
             namespace, rest = rest[1], rest[2:]
+        subresource = ""
+        if len(rest) == 3 and (rest[0], rest[2]) == ("pods", "exec"):
+            subresource, rest = rest[2], rest[:2]
         name = rest[1] if len(rest) == 2 else ""
         for resource in self.resources:
             if rest and (group, version, rest[0]) == (resource.group, resource.version, resource.plural):
                 fits = len(rest) <= 2 and (resource.namespaced or not namespace)
                 is_homeless = resource.namespaced and name and not namespace
-                return Target(resource, namespace, name) if fits and not is_homeless else None
+                return Target(resource, namespace, name, subresource) if fits and not is_homeless else None
         return None
 
 

@@ -53,12 +53,12 @@ def unauthorized() -> ApiError:
     return ApiError(401, "Unauthorized", "Unauthorized")
 
 
-def forbidden(user: str, verb: str, resource: Resource, namespace: str, name: str) -> ApiError:
+def forbidden(user: str, verb: str, resource: Resource, namespace: str, name: str, subresource: str = "") -> ApiError:
     what = f'{resource.qualified} "{name}"' if name else resource.qualified
+    asked = f"{resource.plural}/{subresource}" if subresource else resource.plural
     where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
     message = (
-        f'{what} is forbidden: User "{user}" cannot {verb} resource "{resource.plural}" in API group'
-        f' "{resource.group}" {where}'
+        f'{what} is forbidden: User "{user}" cannot {verb} resource "{asked}" in API group "{resource.group}" {where}'
     )
     return ApiError(403, message, "Forbidden", _details(resource, name), {"X-Content-Type-Options": "nosniff"})
 

@@ -1,0 +1,55 @@
+"""Memory that stages use again and again, and that begins with a cache line (layout.in_lines)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.layout import CACHE_LINE
+
+Array = npt.NDArray[Any]
+
+GROWTH: Final = 4
+"""Times the room there was. Much, to copy seldom: what was not written to takes no memory."""
+
+
+def zeros(count: int, dtype: np.dtype[Any] | type[Any]) -> Array:
+    """An array of zeros."""
+    size = count * np.dtype(dtype).itemsize
+    room = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -room.__array_interface__["data"][0] % CACHE_LINE
+    return room[start : start + size].view(dtype)
+
+
+def grown(array: Array, count: int) -> Array:
+    """The array with zeros behind it, `count` elements in all, or with those that it has if they are as many."""
+    if len(array) >= count:
+        return array
+    larger = zeros(count, array.dtype)
+    larger.view(np.uint8)[: array.nbytes] = array.view(np.uint8)
+    return larger
+
+
+def joined(parts: Sequence[Array], dtype: np.dtype[Any]) -> Array:
+    """One array after the other, records copied whole: numpy alone takes each apart, and leaves out its gaps."""
+    whole = np.dtype((np.void, dtype.itemsize))
+    return np.concatenate([np.empty(0, whole), *(part.view(whole) for part in parts)]).view(dtype)
+
+
+class Ring:
+    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
+
+    def __init__(self, dtype: np.dtype[Any] | type[Any], size: int) -> None:
+        self._arrays = deque([zeros(0, dtype)] * size)
+
+    def take(self, length: int) -> Array:
+        """The next array, of this length; it holds anything."""
+        array = self._arrays.popleft()
+        if len(array) < length:
+            array = zeros(length, array.dtype)
+        self._arrays.append(array)
+        return array[:length]

@@ -1,0 +1,278 @@
+"""Brings a window of recordings, and the journal of it, into an evidence bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from capture.bundle import WORK, Request, node_summary, write_head
+from capture.contract import BUNDLE, Bundle, BundleNode, ContractError, Manifest, from_json, node_folder
+from capture.coverage import missing
+from capture.download import Claims, DiskFull, Download, Throttle, half_files
+from capture.errors import PodtapError, UsageError
+from capture.journal_records import journal_missing
+from capture.parallel import in_parallel
+from capture.pod_addresses import Found
+from capture.progress import Bar, size_text
+from capture.recording import Segment, Window, clock_text, node_folders, segments
+from capture.segment_writer import write_atomically
+from capture.sending import NodeListing
+from capture.sources import Origin, Source
+from capture.tombstones import read_tombstones
+
+LISTING_WORKERS: Final = 16
+DOWNLOAD_WORKERS: Final = 8
+POLL_S: Final = 2.0
+_REQUEST: Final = "request.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Plan:
+    """What a collection is about to do, for whoever is asked."""
+
+    listings: dict[str, list[NodeListing]]
+    """By origin."""
+    problems: dict[str, str]
+    """Nodes that can't be asked, and why."""
+
+    @property
+    def send_bytes(self) -> int:
+        return sum(segment.send_bytes for each in self._all() for segment in each.listed())
+
+    @property
+    def segment_count(self) -> int:
+        return sum(len(each.segments) for each in self._all())
+
+    @property
+    def node_count(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> list[NodeListing]:
+        return [each for listings in self.listings.values() for each in listings]
+
+
+@dataclass
+class Collection:
+    """One run; `asked` is what was typed. `find_addresses` is called once the journal is in the folder."""
+
+    source: Source
+    folder: Path
+    request: Request
+    say: Say
+    confirm: Callable[[Plan], None] = lambda plan: None
+    find_addresses: Callable[[Path], Found | None] = lambda folder: None
+    bandwidth: int | None = None
+    wait_s: float = 0
+    _failed: dict[str, str] = field(default_factory=dict)
+    _damage: dict[str, list[str]] = field(default_factory=dict)
+    """Sentences by node's folder."""
+    _names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Cluster and node of each node's folder."""
+
+    @property
+    def window(self) -> Window:
+        return Window(self.request.since_ns, self.request.until_ns)
+
+    def run(self) -> Bundle:
+        """PodtapError where nothing at all could be had; DiskFull. What is missing stands in the head."""
+        origins = self.source.nodes()
+        plan = self._ask(origins)
+        if len(plan.problems) == len(origins):
+            reasons = "; ".join(f"{name}: {why}" for name, why in plan.problems.items())
+            raise PodtapError(f"no node could be asked: {reasons}")
+        self.confirm(plan)
+        _write_request(self.folder, self.request)
+        claims, throttle = Claims(), Throttle(self.bandwidth)
+        has_journal = self._bring_journal(claims, throttle)
+        found = self.find_addresses(self.folder)
+        addresses = None if found is None else sorted(found.addresses)
+        open_since = self._bring_nodes(origins, plan, addresses, claims, throttle)
+        nodes = self._nodes(origins, plan, open_since)
+        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns())
+        if not any(half_files(self.folder)):
+            shutil.rmtree(self.folder / WORK)
+        return head
+
+    def _ask(self, origins: Sequence[Origin]) -> Plan:
+        plan = Plan({}, {})
+        for origin, answer in in_parallel(lambda each: each.listing(self.window), origins, LISTING_WORKERS):
+            if isinstance(answer, PodtapError):
+                plan.problems[origin.name] = str(answer)
+            else:
+                plan.listings[origin.name] = answer
+                self._names |= {each.path: (each.cluster, each.node) for each in answer}
+        return plan
+
+    def _bring_journal(self, claims: Claims, throttle: Throttle) -> bool:
+        """Whether the journal of at least one writer came, and saw all of the window."""
+        try:
+            journals = self.source.journals()
+        except PodtapError as error:
+            self.say(f"journal: {error}")
+            return False
+        if not journals:
+            self.say("journal: none runs here, so names of pods are known only where other metadata is given")
+        downloads = [Download(each, self.folder, self.window, None, claims, throttle) for each in journals]
+        results = in_parallel(lambda download: download.run(), downloads, DOWNLOAD_WORKERS)
+        for download, answer in results:
+            if isinstance(answer, PodtapError):
+                self.say(f"journal {download.origin.name}: {answer}")
+        sentences = journal_missing(self.folder, self.window) if journals else []
+        for sentence in sentences:
+            self.say(sentence)
+        return bool(results) and not sentences and any(not isinstance(answer, PodtapError) for _, answer in results)
+
+    def _bring_nodes(
+        self, origins: Sequence[Origin], plan: Plan, addresses: list[str] | None, claims: Claims, throttle: Throttle
+    ) -> dict[str, int | None]:
+        """Returns since when the segment is open that is not sealed yet, by node's folder."""
+        reached = [each for each in origins if each.name in plan.listings]
+        open_since: dict[str, int | None] = {}
+        with Bar(plan.send_bytes) as bar:
+
+            def bring(origin: Origin) -> None:
+                download = Download(origin, self.folder, self.window, addresses, claims, throttle, bar.add)
+                download.node_folders |= {each.path for each in plan.listings[origin.name]}
+                download.run()
+                listings = self._wait(origin, plan.listings[origin.name])
+                if listings is not plan.listings[origin.name]:
+                    download.run()
+                for each in listings:
+                    open_since[each.path] = each.open_since_ns
+                    self._damage[each.path] = _damage_of(download, each.path)
+
+            for origin, answer in in_parallel(bring, reached, DOWNLOAD_WORKERS):
+                if isinstance(answer, PodtapError):
+                    self._failed[origin.name] = str(answer)
+        return open_since
+
+    def _wait(self, origin: Origin, listings: list[NodeListing]) -> list[NodeListing]:
+        """Until the segments that were open in the window are sealed."""
+        end = time.monotonic() + self.wait_s
+        if any(self._is_open(each) for each in listings) and self.wait_s:
+            self.say(f"{origin.name}: waiting for the segment that is being written, {self.wait_s:.0f} s at most")
+        while any(self._is_open(each) for each in listings) and time.monotonic() < end:
+            time.sleep(POLL_S)
+            listings = origin.listing(self.window)
+        return listings
+
+    def _is_open(self, listing: NodeListing) -> bool:
+        return listing.open_since_ns is not None and listing.open_since_ns < self.window.until_ns
+
+    def _nodes(self, origins: Sequence[Origin], plan: Plan, open_since: dict[str, int | None]) -> list[BundleNode]:
+        """All nodes, those too of which there is nothing."""
+        nodes = [
+            self._node(listing, self._failed.get(origin.name), open_since.get(listing.path))
+            for origin in origins
+            for listing in plan.listings.get(origin.name, [])
+        ]
+        known = {each.node for each in nodes}
+        silent = {
+            name: self._failed.get(name, "it has recorded nothing") for name, each in plan.listings.items() if not each
+        }
+        absent = self.source.missing | plan.problems | silent
+        cluster = nodes[0].cluster if nodes else self._cluster_here()
+        nodes += [self._absent(cluster, name, why) for name, why in absent.items() if name not in known]
+        return sorted(nodes, key=lambda each: (each.cluster, each.node))
+
+    def _cluster_here(self) -> str:
+        """The cluster's name as an earlier run brought it."""
+        found = (segment.manifest.cluster for folder in node_folders(self.folder) for segment in segments(folder))
+        return next(found, "")
+
+    def _absent(self, cluster: str, node: str, why: str) -> BundleNode:
+        """Of an earlier run of the same command there may be something of it, or all."""
+        found = self._found(cluster, node)
+        sentences = self._missing(found, cluster, node, None) if found else []
+        return node_summary(found, cluster, node, [why, *sentences] if sentences or not found else [])
+
+    def _node(self, listing: NodeListing, failure: str | None, open_since_ns: int | None) -> BundleNode:
+        found = self._found(listing.cluster, listing.node)
+        sentences = [f"not all came: {failure}"] if failure else []
+        sentences += self._missing(found, listing.cluster, listing.node, open_since_ns)
+        sentences += self._damage.get(listing.path, [])
+        return node_summary(found, listing.cluster, listing.node, sentences)
+
+    def _found(self, cluster: str, node: str) -> list[Segment]:
+        return list(segments(self.folder / node_folder(cluster, node)))
+
+    def _missing(self, found: list[Segment], cluster: str, node: str, open_since_ns: int | None) -> list[str]:
+        whole = [each.manifest if each.chain_bytes is None else from_json(Manifest, each.chain_bytes) for each in found]
+        tombstones, _ = read_tombstones(self.folder / node_folder(cluster, node))
+        return missing(self.window, whole, tombstones, open_since_ns)
+
+
+def _damage_of(download: Download, folder: str) -> list[str]:
+    """What came of a node, but not as it was sealed."""
+    damaged = sorted(each for each in download.damaged - download.vanished if each.startswith(f"{folder}/"))
+    return [f"{each.removeprefix(folder + '/')} is damaged on the node's disk" for each in damaged]
+
+
+def prepare(folder: Path, request: Request, say: Say) -> Request | None:
+    """The folder is made. Returns the request as it is to be run: an earlier run of the same command fixed its window.
+
+    None: it was done before, wholly. UsageError: the folder is in use for something else. PodtapError: no such place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise PodtapError(f"{folder} can't be made: {error.strerror}") from error
+    earlier = _earlier(folder)
+    if earlier is None:
+        if names:
+            raise UsageError(f"{folder} is not empty, and no collection was begun there: choose another folder with -o")
+        return request
+    known, is_complete = earlier
+    if known.asked != request.asked:
+        was = ", ".join(f"{name} {value}" for name, value in known.asked.items() if value)
+        raise UsageError(f"{folder} holds another collection ({was}): choose another folder with -o")
+    window = f"{clock_text(known.since_ns)} to {clock_text(known.until_ns)}"
+    if is_complete:
+        say(f"{folder} is complete: {window}; there is nothing left to do")
+        return None
+    say(f"going on with {window} in {folder}")
+    return known
+
+
+def _earlier(folder: Path) -> tuple[Request, bool] | None:
+    """What was asked for in this folder before, and whether it is all there."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            head = from_json(Bundle, (folder / BUNDLE).read_bytes())
+            is_complete = all(each.complete for each in head.nodes) and not (folder / WORK).exists()
+            return Request(head.since_ns, head.until_ns, head.selection), is_complete
+        with contextlib.suppress(FileNotFoundError):
+            values = json.loads((folder / WORK / _REQUEST).read_bytes())
+            return Request(values["since_ns"], values["until_ns"], values["asked"]), False
+    except (ContractError, ValueError, KeyError, TypeError) as error:
+        raise PodtapError(f"{folder} holds a collection that can't be understood ({error}): choose another") from None
+    return None
+
+
+def _write_request(folder: Path, request: Request) -> None:
+    values = {"since_ns": request.since_ns, "until_ns": request.until_ns, "asked": request.asked}
+    try:
+        (folder / WORK).mkdir(exist_ok=True)
+        write_atomically(folder / WORK / _REQUEST, json.dumps(values).encode())
+    except OSError as error:
+        raise DiskFull(f"{folder} can't be written: {error.strerror}") from error
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """PodtapError where the estimate does not fit on the disk."""
+    free = shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if needed_bytes - there > free:
+        raise PodtapError(
+            f"{size_text(needed_bytes)} are needed and {folder} has {size_text(free)} free: "
+            "choose another folder, a shorter window, or fewer pods with -n and -l"
+        )

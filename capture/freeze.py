@@ -1,0 +1,67 @@
+"""Freezes of a whole cluster: one id on all nodes that can be reached."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from capture.contract import Freeze
+from capture.errors import PodtapError
+from capture.parallel import in_parallel
+from capture.recording import Window
+from capture.sending import NodeListing
+from capture.sources import AgentOrigin
+
+WORKERS = 16
+"""Nodes asked at once: an exec costs the API server a connection to the kubelet."""
+
+
+@dataclass
+class NodeResult:
+    """What became of one node."""
+
+    node: str
+    problem: str = ""
+    listing: list[NodeListing] | None = None
+    words: str = ""
+
+
+def new_freeze(since_ns: int, until_ns: int, reason: str, by: str) -> Freeze:
+    """One for all nodes."""
+    now_ns = time.time_ns()
+    return Freeze(f"{now_ns:019d}-{secrets.token_hex(3)}", since_ns, until_ns, reason, now_ns, by)
+
+
+def freeze_nodes(origins: Sequence[AgentOrigin], freeze: Freeze) -> list[NodeResult]:
+    """Pins a window on each node; what it then holds of the window."""
+
+    def one(origin: AgentOrigin) -> list[NodeListing]:
+        origin.freeze(freeze)
+        return origin.listing(Window(freeze.since_ns, freeze.until_ns))
+
+    return _results(in_parallel(one, origins, WORKERS))
+
+
+def frozen_nodes(origins: Sequence[AgentOrigin]) -> list[NodeResult]:
+    """What is frozen on each node."""
+    return _results(in_parallel(lambda origin: origin.listing(Window(0, 1)), origins, WORKERS))
+
+
+def thaw_nodes(origins: Sequence[AgentOrigin], ids: list[str]) -> list[NodeResult]:
+    """Lets go on each node; all freezes if there are no ids."""
+    results = in_parallel(lambda origin: origin.thaw(ids), origins, WORKERS)
+    return [
+        NodeResult(origin.name, str(answer))
+        if isinstance(answer, PodtapError)
+        else NodeResult(origin.name, words=answer)
+        for origin, answer in results
+    ]
+
+
+def _results(answers: Sequence[tuple[AgentOrigin, list[NodeListing] | PodtapError]]) -> list[NodeResult]:
+    return [
+        NodeResult(origin.name, str(answer)) if isinstance(answer, PodtapError) else NodeResult(origin.name, "", answer)
+        for origin, answer in answers
+    ]

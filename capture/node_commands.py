@@ -1,0 +1,140 @@
+"""Commands on a node, inside the agent's container or on the host: what its root holds, and freezes. No token, no port.
+
+`podtap collect` and `podtap freeze` call them through the API server; a person with a shell on the node may as well.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from capture.arguments import PAST, TIME
+from capture.errors import Command, PodtapError, UsageError
+from capture.freezes import add_freeze, read_freezes, thaw
+from capture.progress import size_text, table
+from capture.recording import Window, clock_text, node_folders
+from capture.sending import NodeListing, list_nodes, send_journal, send_recording
+
+DEFAULT_ROOT: Final = "/var/lib/podtap"
+
+root_option = click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    envvar="PODTAP_ROOT",
+    default=DEFAULT_ROOT,
+    show_default=True,
+    help="Where the recording is; $PODTAP_ROOT.",
+)
+since_option = click.option("--since", metavar="T", type=PAST, default="0", help="From then on.  [default: all]")
+until_option = click.option("--until", metavar="T", type=TIME, default="+0s", help="Before then.  [default: now]")
+
+
+@click.command("list", cls=Command)
+@root_option
+@since_option
+@until_option
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def list_command(root: Path, since: int, until: int, output: str) -> None:
+    """What this node holds of a window: segments, freezes, and how far back it reaches."""
+    for listing in list_nodes(_recorded(root), Window(since, until)):
+        if output == "json":
+            click.echo(json.dumps(asdict(listing), separators=(",", ":")))
+        else:
+            _show(listing)
+
+
+def _show(listing: NodeListing) -> None:
+    found = listing.listed()
+    reach = f"reaches back to {clock_text(listing.oldest_ns)}" if listing.oldest_ns else "has no segment yet"
+    click.echo(f"{listing.path}: {reach}; {len(found):,} segments, {size_text(sum(e.send_bytes for e in found))}")
+    rows = [
+        (clock_text(each.start_ns), clock_text(each.end_ns), f"{each.packets:,}", size_text(each.size_bytes), each.path)
+        for each in found
+    ]
+    if rows:
+        click.echo(table(("from", "to", "packets", "size", "segment"), rows))
+    for freeze in listing.freezes:
+        when = f"{clock_text(freeze['since_ns'])} to {clock_text(freeze['until_ns'])}"
+        click.echo(f"frozen: {when}  {freeze['id']}  {freeze['reason']}  {freeze['by']}".rstrip())
+
+
+@click.command("send", cls=Command)
+@root_option
+@since_option
+@until_option
+@click.option("--addresses", metavar="A,...", help="Only packets from or to these.")
+@click.option("--resume", metavar="SEGMENT", default="", help="Begin with this segment: what is before it is there.")
+@click.option("--offset", metavar="N", type=int, default=0, help="Of the first segment, so many bytes are there.")
+def send_command(root: Path, since: int, until: int, addresses: str | None, resume: str, offset: int) -> None:
+    """A window of this node's recording to standard output, as a stream that podtap collect reads."""
+    wanted = None if addresses is None else [each for each in addresses.split(",") if each]
+    _write(send_recording(_recorded(root), Window(since, until), wanted, resume, offset))
+
+
+@click.command("send", cls=Command)
+@root_option
+@since_option
+@until_option
+def journal_send_command(root: Path, since: int, until: int) -> None:
+    """The journal of a window to standard output, as a stream that podtap collect reads."""
+    _write(send_journal(root, Window(since, until)))
+
+
+@click.command("freeze", cls=Command)
+@root_option
+@click.option("--since", metavar="T", type=TIME, required=True, help="Start of what is to be kept.")
+@click.option("--until", metavar="T", type=TIME, required=True, help="Its end; may be in the future: +15m.")
+@click.option("--reason", default="", help="For whoever finds it later.")
+@click.option("--by", default="", help="Who asks.")
+@click.option(
+    "--id", "freeze_id", metavar="ID", help="Of the freeze, where many nodes share one.  [default: a new one]"
+)
+def freeze_command(root: Path, since: int, until: int, reason: str, by: str, freeze_id: str | None) -> None:
+    """Keep this node's segments of a window until they are thawed; works with the API server down."""
+    for folder in node_folders(_recorded(root)):
+        freeze = add_freeze(folder, since, until, reason, by, freeze_id)
+        freeze_id = freeze.id
+        click.echo(f"{folder.relative_to(root)}: {freeze.id} keeps {clock_text(since)} to {clock_text(until)}")
+
+
+@click.command("thaw", cls=Command)
+@root_option
+@click.argument("ids", metavar="ID...", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="All freezes of this node.")
+def thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
+    """Let frozen segments go when it is their turn."""
+    if bool(ids) == is_all:
+        raise UsageError("give the freezes' ids, or --all")
+    thawed, known = [], set()
+    for folder in node_folders(_recorded(root)):
+        freezes, _ = read_freezes(folder)
+        known |= {each.id for each in freezes}
+        for freeze_id in [each.id for each in freezes] if is_all else ids:
+            if thaw(folder, freeze_id):
+                thawed.append(freeze_id)
+    for freeze_id in dict.fromkeys(thawed):
+        click.echo(f"thawed: {freeze_id}")
+    if unknown := [each for each in ids if each not in thawed]:
+        there = f"; there are: {', '.join(sorted(known))}" if known else "; nothing is frozen here"
+        raise PodtapError(f"no such freeze: {', '.join(unknown)}{there}")
+
+
+def _recorded(root: Path) -> Path:
+    """PodtapError: no agent has written there yet."""
+    if not node_folders(root):
+        raise PodtapError(f"nothing is recorded below {root}: does the agent run, and is this its --root?")
+    return root
+
+
+def _write(stream: Iterable[bytes]) -> None:
+    output: Any = sys.stdout.buffer
+    for piece in stream:
+        output.write(piece)
+    output.flush()

@@ -1,0 +1,179 @@
+"""The packet loop's source: a libpcap handle that comes back after its interface did, and what it counted.
+
+A new socket receives before it can be filtered. So it is closed with a filter that accepts nothing, and emptied, before
+the real one lets packets in; its counters begin there. A filter is exchanged on the living socket: no packet is missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from capture import libpcap
+from capture.bpf import reject_all
+from capture.ledger import Totals, Unwrapped
+from capture.libpcap import Dumper, Handle, Instruction, Stats
+
+ANY: Final = "any"
+RETIRE_MS: Final = 100
+"""The kernel hands over a block of its ring that is not full after once to twice so long."""
+EMPTY_S: Final = 3 * RETIRE_MS / 1000
+"""After so long without new packets nothing is in the ring."""
+SETTLE_S: Final = 0.005
+"""A packet that was under way when the filter was exchanged is in the ring by then."""
+MOST_BATCH: Final = 2048
+BATCH_BYTES: Final = 4 * 1024 * 1024
+"""At most so many bytes are buffered with one call, if each packet is as long as it may be."""
+
+MakeProgram = Callable[[Handle], Sequence[Instruction]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is captured, and how."""
+
+    device: str = ANY
+    snaplen: int = libpcap.MOST_SNAPLEN
+    ring_bytes: int = 32 * 1024 * 1024
+    typical_bytes: int = 1024
+    """How long a packet's record is at most, as a rule: what a batch is sized by."""
+
+    @property
+    def batch(self) -> int:
+        return max(16, min(MOST_BATCH, BATCH_BYTES // max(1, min(self.snaplen, self.typical_bytes))))
+
+
+class Sniffer:
+    """Reads packets of a source. `program` makes the socket's filter, for each socket anew."""
+
+    def __init__(self, source: Source, program: MakeProgram) -> None:
+        """Opens the socket. NoDeviceError, Error, FilterError, PermissionError."""
+        self.source = source
+        self._program = program
+        self._closed = Totals()
+        """Of sockets that are gone."""
+        self._disk = self._policy = 0
+        self._null: Dumper | None = None
+        self._handle: Handle | None = None
+        self._read = 0
+        self._totals = Totals()
+        self.link_type = -1
+        self.open()
+
+    def open(self) -> None:
+        """Again, after the interface went away. Errors as at the start."""
+        handle = Handle.live(self.source.device, self.source.snaplen, self.source.ring_bytes, RETIRE_MS)
+        try:
+            program = self._program(handle)
+            handle.attach(reject_all())
+            time.sleep(SETTLE_S)
+            null = Dumper(handle, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1 << 16)
+            counters = Unwrapped(_empty(handle, self.source.batch, null))
+            handle.attach(program)
+        except BaseException:
+            handle.close()
+            raise
+        if self._null:
+            self._null.close()
+        self._handle, self._null, self._counters = handle, null, counters
+        self._read = 0
+        self.link_type = handle.link_type
+
+    @property
+    def is_open(self) -> bool:
+        return self._handle is not None
+
+    def fileno(self) -> int:
+        """To be polled; -1 while the interface is away."""
+        return self._handle.fileno() if self._handle else -1
+
+    def read(self, dumper: Dumper | None) -> int:
+        """A batch of packets into the dumper; None: onto the floor, which counts as the disk's fault.
+
+        Returns how many. NoDeviceError where the interface went away: the socket is closed then.
+        """
+        if self._handle is None or self._null is None:
+            return 0
+        try:
+            count = self._handle.dispatch(self.source.batch, dumper or self._null)
+        except libpcap.Error:
+            self.close()
+            raise
+        self._read += count
+        if dumper is None:
+            self._disk += count
+        return count
+
+    def lost_on_disk(self, packets: int) -> None:
+        """So many of those that were read did not stay."""
+        self._disk += packets
+
+    def refilter(self) -> None:
+        """Exchange the filter for what `program` makes now. OSError, FilterError: the old one stays."""
+        if self._handle:
+            self._handle.attach(self._program(self._handle))
+
+    def totals(self) -> Totals:
+        """Up to now; asks the kernel."""
+        if self._handle:
+            with contextlib.suppress(libpcap.Error):  # the interface is just going away: what was known stays
+                stats = self._counters.count(self._handle.stats())
+                self._totals = Totals(stats.received, 0, stats.dropped, interface=stats.interface_dropped)
+        living = replace(self._totals, read=self._read) if self._handle else Totals()
+        return self._closed + living + Totals(disk=self._disk, policy=self._policy)
+
+    def finish(self) -> None:
+        """Accept nothing more. What waits is to be read until is_empty(); then close()."""
+        if self._handle:
+            self._handle.attach(reject_all())
+            time.sleep(SETTLE_S)
+
+    def is_empty(self) -> bool:
+        """Whether all that was accepted is read. It never becomes so where libpcap keeps packets for itself."""
+        return self.totals().waiting <= 0
+
+    def close(self) -> None:
+        """Let go of the socket. What it accepted and nobody read is libpcap's. May be called again."""
+        if self._handle is None:
+            return
+        totals = self.totals()
+        self._handle.close()
+        self._handle = None
+        own = replace(totals, disk=0, policy=0)
+        self._closed = replace(own, libpcap=own.libpcap + own.waiting)
+        self._totals = Totals()
+        self._read = 0
+
+
+def _empty(handle: Handle, batch: int, dumper: Dumper) -> Stats:
+    """Read what is in the ring of a socket that accepts nothing more. Returns its final counters."""
+    read = 0
+    deadline = time.monotonic() + EMPTY_S
+    while True:
+        while count := handle.dispatch(batch, dumper):
+            read += count
+        stats = handle.stats()
+        if stats.received - stats.dropped == read or time.monotonic() > deadline:
+            return stats
+        time.sleep(SETTLE_S)
+
+
+def loopback_index() -> int | None:
+    """Of this network namespace's `lo`."""
+    with contextlib.suppress(OSError):
+        return socket.if_nametoindex("lo")
+    return None
+
+
+def indices(names: Sequence[str]) -> list[int]:
+    """Of those interfaces that are there now."""
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append(socket.if_nametoindex(name))
+    return found

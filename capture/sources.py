@@ -1,0 +1,202 @@
+"""Where recordings are brought from: nodes of a cluster, or a folder. Each source is a list of origins.
+
+An object store would be one more: it has the same files, so its origin yields the same stream.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from capture.cluster import Cluster, ExecError, PodtapPod
+from capture.contract import JOURNAL, Freeze
+from capture.errors import PodtapError
+from capture.recording import Window
+from capture.sending import NodeListing, list_nodes, send_journal, send_recording
+
+_TRIES: Final = 3
+_PATIENCE_S: Final = 10.0
+
+
+class Origin(Protocol):
+    """One place that has recordings; `name` is for people. All may raise PodtapError."""
+
+    name: str
+
+    def listing(self, window: Window) -> list[NodeListing]:
+        """What it has; of a journal nothing."""
+
+    def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
+        """The stream of transfer.py."""
+
+
+class Source(Protocol):
+    """All origins of a collection."""
+
+    missing: dict[str, str]
+    """Nodes that have no origin, and why."""
+
+    def nodes(self) -> list[Origin]: ...
+
+    def journals(self) -> list[Origin]: ...
+
+
+@dataclass
+class AgentOrigin:
+    """The agent of one node, asked through the API server."""
+
+    cluster: Cluster
+    pod: PodtapPod
+
+    @property
+    def name(self) -> str:
+        return self.pod.node
+
+    def listing(self, window: Window) -> list[NodeListing]:
+        command = ["podtap", "agent", "list", *_window(window), "-o", "json"]
+        lines = self._run(command).splitlines()
+        try:
+            return [NodeListing(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise PodtapError(f"its agent's answer can't be understood ({error}): is it of the same version?") from None
+
+    def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
+        command = ["podtap", "agent", "send", *_window(window)]
+        command += [] if addresses is None else ["--addresses", ",".join(addresses)]
+        command += ["--resume", resume, "--offset", str(offset)] if resume else []
+        return self._stream(command)
+
+    def freeze(self, freeze: Freeze) -> None:
+        command = ["podtap", "agent", "freeze", "--id", freeze.id, "--reason", freeze.reason, "--by", freeze.by]
+        self._run([*command, *_window(Window(freeze.since_ns, freeze.until_ns))])
+
+    def thaw(self, ids: list[str]) -> str:
+        """What became of it, in the agent's words; without ids all are meant."""
+        return self._run(["podtap", "agent", "thaw", *(ids or ["--all"])]).decode(errors="replace").strip()
+
+    def _run(self, command: list[str]) -> bytes:
+        """A command that may be run again where the first answer was lost; not for a node that is down."""
+        started = time.monotonic()
+        for attempt in range(_TRIES):
+            try:
+                return b"".join(self._stream(command))
+            except ExecError as error:
+                if not error.again or attempt + 1 == _TRIES or time.monotonic() - started > _PATIENCE_S:
+                    raise
+            time.sleep(2**attempt * random.uniform(0.5, 1))
+        raise AssertionError
+
+    def _stream(self, command: list[str]) -> Iterator[bytes]:
+        """In the node's agent; in the one that replaced it, if that is so."""
+        try:
+            yield from self.cluster.stream(self.pod, command)
+        except ExecError as error:
+            if not error.gone:
+                raise
+            pod = self.cluster.agent_on(self.pod.node)
+            if pod is None or pod == self.pod:
+                raise
+            self.pod = pod
+            yield from self.cluster.stream(self.pod, command)
+
+
+@dataclass
+class JournalOrigin:
+    """One writer of the journal, asked through the API server."""
+
+    cluster: Cluster
+    pod: PodtapPod
+
+    @property
+    def name(self) -> str:
+        return self.pod.name
+
+    def listing(self, window: Window) -> list[NodeListing]:
+        return []
+
+    def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
+        return self.cluster.stream(self.pod, ["podtap", "journal", "send", *_window(window)])
+
+
+@dataclass
+class ClusterSource:
+    """All agents and journals of a cluster, or those of some nodes."""
+
+    cluster: Cluster
+    wanted: tuple[str, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What could not be found out."""
+
+    def nodes(self) -> list[AgentOrigin]:
+        """PodtapError: the cluster can't be asked, or has no agent at all."""
+        agents = {pod.node: pod for pod in self.cluster.agents()}
+        try:
+            nodes = self.cluster.nodes()
+        except PodtapError as error:
+            nodes = {}
+            self.notes.append(f"nodes can't be listed, so nobody knows which have no agent: {error}")
+        if unknown := [name for name in self.wanted if name not in agents and name not in (nodes or agents)]:
+            raise PodtapError(f"there is no node {', '.join(unknown)}; there are: {', '.join(sorted(nodes or agents))}")
+        if not agents:
+            raise PodtapError(
+                f"no agent of podtap runs in namespace {self.cluster.namespace} of {self.cluster.connection.host}: "
+                "is this the right --context, and the right --podtap-namespace?"
+            )
+        for name in nodes.keys() - agents.keys():
+            if not self.wanted or name in self.wanted:
+                self.missing[name] = "no agent runs on it"
+        return [
+            AgentOrigin(self.cluster, pod) for node, pod in agents.items() if not self.wanted or node in self.wanted
+        ]
+
+    def journals(self) -> list[JournalOrigin]:
+        return [JournalOrigin(self.cluster, pod) for pod in self.cluster.journals()]
+
+
+@dataclass
+class FolderOrigin:
+    """A root on this machine's disk: a node's that is mounted here, a copy, or another bundle."""
+
+    root: Path
+    has_journal: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
+
+    def listing(self, window: Window) -> list[NodeListing]:
+        return list(list_nodes(self.root, window))
+
+    def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
+        if self.has_journal:
+            return send_journal(self.root, window)
+        return send_recording(self.root, window, addresses, resume, offset)
+
+
+@dataclass
+class FolderSource:
+    """A root with any number of nodes, and maybe a journal."""
+
+    root: Path
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def nodes(self) -> list[FolderOrigin]:
+        return [FolderOrigin(self.root)]
+
+    def journals(self) -> list[FolderOrigin]:
+        return [FolderOrigin(self.root, has_journal=True)] if (self.root / JOURNAL).is_dir() else []
+
+
+def _window(window: Window) -> list[str]:
+    return ["--since", _seconds(window.since_ns), "--until", _seconds(window.until_ns)]
+
+
+def _seconds(time_ns: int) -> str:
+    """Epoch seconds, as the commands of a node take a time."""
+    return f"{time_ns // 10**9}.{time_ns % 10**9:09d}"
