@@ -1,5 +1,5 @@
 # Each target does all its own set-up and is quick when nothing changed.
-#   make demo   analyse the incident in sample_pcaps/ into build/demo-lake and print the three reports
+#   make demo   analyse the incident in sample_pcaps/ into build/demo-lake and print four reports
 #   make test   all tests, the kernels' ones with and without the JIT compiler
 #   make lint   ruff, strict types, import rules, docs
 #   make lab    a small cluster of network namespaces to play in, until Ctrl-C (as root; LAB="--cni cilium --ipv6")
@@ -27,6 +27,7 @@ demo: $(VENV)/installed-analysis
 	rm -rf $(DEMO_LAKE)
 	$(PODTAP) analyze sample_pcaps/incident --metadata sample_pcaps/incident/metadata --lake $(DEMO_LAKE)
 	$(PODTAP) report retransmits --by workload --node node-b --lake $(DEMO_LAKE)
+	$(PODTAP) report paths --limit 3 --lake $(DEMO_LAKE)
 	$(PODTAP) report dns --by name --service kube-dns --limit 4 --lake $(DEMO_LAKE)
 	$(PODTAP) report flows --by pod --service orders --lake $(DEMO_LAKE)
 

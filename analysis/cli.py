@@ -220,6 +220,17 @@ def dns(**options: Any) -> None:
     _report("dns", **options)
 
 
+@report.command(cls=Command)
+@report_options
+def paths(**options: Any) -> None:
+    """Over which hops the packets went, how long each took, and where they were lost. Most lost first.
+
+    A hop is from one observation point to the next: it takes captures of several interfaces, or of several nodes. The
+    options choose connections; (beyond) is what is behind the last point that was captured.
+    """
+    _report("paths", by="pod", **options)
+
+
 def _report(
     name: str,
     lake: Path,

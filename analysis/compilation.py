@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from analysis import accounts_kernels, columns, dns_kernels, flows_kernels
+from analysis import accounts_kernels, columns, dns_kernels, flows_kernels, sightings_kernels
 from analysis.columns_kernels import write_community_ids
 from analysis.dns import Dns
 from analysis.dns_fragments import Fragments
@@ -25,11 +25,14 @@ from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
 from analysis.flows import Flows, one_way_icmp
 from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
 from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
+from analysis.losses import EVENT, EVENT_WAY, losses
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets
 from analysis.packets_kernels import decode
+from analysis.paths import SEEN, STEP, paths
 from analysis.retransmits import Retransmits
 from analysis.retransmits_kernels import classify
+from analysis.sightings import FLOW_FACTS, PACKET_ROW, SIGHTING
 
 BYTES: Final = np.zeros(64, np.uint8)
 NUMBERS: Final = np.zeros(1, np.int64)
@@ -104,6 +107,21 @@ def _framing() -> None:
     scan_blocks(BYTES, len(BYTES), 0, False, 0, np.zeros(1, CLOCK), 0, np.zeros(0, FRAME), 0)
 
 
+def _sightings() -> None:
+    sightings_kernels.sample(np.zeros(0, PACKET_ROW), 0, np.zeros(0, FLOW_FACTS), np.zeros(0, SIGHTING))
+    sightings_kernels.unite(NUMBERS, BYTES, NUMBERS[:0], NUMBERS[:0], BYTES[:0])
+
+
+def _paths() -> None:
+    paths(np.zeros(0, SEEN))
+
+
+def _losses() -> None:
+    events, ways = np.zeros(0, EVENT), np.zeros(0, EVENT_WAY)
+    nothing = np.zeros((0, 2), np.int32)
+    losses(events, ways, np.zeros(0, STEP), [np.zeros(0, PACKET_ROW)], np.zeros(0, FLOW_FACTS), nothing, NUMBERS)
+
+
 PARTS: Final[tuple[Callable[[], None], ...]] = (
     _retransmits,
     _dns_messages,
@@ -114,6 +132,9 @@ PARTS: Final[tuple[Callable[[], None], ...]] = (
     _columns,
     _packet_rows,
     _framing,
+    _sightings,
+    _losses,
+    _paths,
 )
 """The slowest first. No two call kernels of one file: Numba's cache confuses them if two processes compile at once.
 

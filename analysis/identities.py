@@ -40,8 +40,9 @@ _AMBIGUOUS: Final = 3
 _PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 """Those that a port of a pod or service can have."""
 
-_SIDES: Final[dict[str, tuple[str, tuple[str, str], Callable[[pa.Table], Any]]]] = {
+_SIDES: Final[dict[str, tuple[str, tuple[str, ...], Callable[[pa.Table], Any]]]] = {
     "flows": ("first_seen", ("orig", "resp"), lambda table: table["protocol"]),
+    "connections": ("first_seen", ("orig", "resp", "backend"), lambda table: table["protocol"]),
     "retransmits": ("flow_first_seen", ("orig", "resp"), lambda table: columns.names(np.zeros(len(table)), ["TCP"])),
     "dns": ("flow_first_seen", ("client", "server"), lambda table: table["transport"]),
 }

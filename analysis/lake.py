@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from analysis import columns
 from analysis.errors import PodtapError
@@ -51,6 +52,8 @@ class Record:
     """Content hash of each input, and its size: what was analysed."""
     files: dict[str, list[str]] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
+    derived_from: list[str] = field(default_factory=list)
+    """The batches that its tables are made of, if it is none of facts; it counts as long as these are all there are."""
 
 
 def read_records(root: Path) -> list[Record]:
@@ -71,11 +74,44 @@ def committed_files(root: Path, table: str) -> list[Path]:
         found = sorted((root / table).rglob("*.parquet"))
         return [path for path in found if not any(part[0] in "_." for part in path.relative_to(root).parts)]
     paths = []
-    for record in read_records(root):
-        for name in record.files.get(table, []):
+    records = read_records(root)
+    for record in records:
+        for name in record.files.get(table, []) if _counts(record, records) else ():
             path = root / name
             paths.append(path if path.exists() else root / WIP / record.batch / name)
     return sorted(paths)
+
+
+def _counts(record: Record, records: Sequence[Record]) -> bool:
+    """Whether it is a batch of facts, or is derived from all that there are."""
+    return not record.derived_from or record.derived_from == _facts(records)
+
+
+def _facts(records: Sequence[Record]) -> list[str]:
+    return [record.batch for record in records if not record.derived_from]
+
+
+def is_derived(root: Path) -> bool:
+    """Whether the derived tables are those of the facts that the lake has now."""
+    records = read_records(root)
+    return any(record.derived_from == _facts(records) for record in records if record.derived_from)
+
+
+def derive(root: Path, tables: Mapping[str, pa.Table]) -> None:
+    """Replaces the derived tables by these, which were made of the facts that the lake has now."""
+    records = read_records(root)
+    facts = _facts(records)
+    if not tables and len(facts) == len(records):
+        return
+    batch = Batch(root, f"derived-{xxhash.xxh3_64_hexdigest(''.join(facts).encode())}")
+    batch.record.derived_from = facts
+    batch.record.replaces = [record.batch for record in records if record.derived_from]
+    try:
+        for table, rows in tables.items():
+            batch.add(table, rows)
+        batch.commit()
+    finally:
+        batch.discard()
 
 
 def settle(root: Path) -> None:
@@ -255,14 +291,15 @@ def clustered(table: str, rows: pa.Table) -> pa.Table:
 def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], anew: Mapping[str, pa.Table]) -> None:
     """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`, at once.
 
-    Files that nothing changes in stay. `name` tells the batch that takes over all others from those before it.
+    Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
+    over all others from those before it.
     """
     batch = Batch(root, name)
     for record in read_records(root):
         batch.record.inputs |= record.inputs
         batch.record.replaces.append(record.batch)
         for table, names in record.files.items():
-            for file in names if table not in anew else ():
+            for file in names if not record.derived_from and table not in anew else ():
                 batch.rewrite_file(table, file, change)
     for table, rows in anew.items():
         batch.add(table, rows)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from analysis.errors import PodtapError, UsageError
 from analysis.lake import committed_files
-from analysis.reports.connections import POINT, flows_in
+from analysis.reports.connections import POINT, Points, flows_in
 from analysis.reports.dns import lookups_in
 from analysis.reports.filters import DNS_SIDES, FLOW_SIDES, Filters, quoted
 from analysis.reports.report import make_report
@@ -116,10 +116,12 @@ class Lake:
         return self.arrow(query).to_pandas()
 
     @cached_property
-    def has_several_points(self) -> bool:
-        """Whether one connection may have several flows, each seen at another place."""
+    def points(self) -> Points:
+        """Whether one connection may have several flows, each seen at another place, and whether it is known which."""
+        if self.arrow("SELECT count(*) AS n FROM (FROM connection_flows LIMIT 1)")["n"][0].as_py():
+            return Points.STITCHED
         points = self.arrow(f"SELECT count(*) AS n FROM (SELECT DISTINCT {POINT} FROM flows)")
-        return bool(points["n"][0].as_py() > 1)
+        return Points.SEVERAL if points["n"][0].as_py() > 1 else Points.ONE
 
     def report(
         self, name: str, by: str = "pod", sort_by: str | None = None, limit: int | None = None, **asked: Unpack[Asked]

@@ -23,6 +23,7 @@ import pyarrow as pa
 import xxhash
 
 from analysis import columns, lake
+from analysis.derive import derive
 from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, learn
@@ -53,7 +54,7 @@ Records: TypeAlias = npt.NDArray[Any]
 Submit: TypeAlias = Callable[..., Future[Any]]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
-OVERLAP_NS: Final = NANOSECONDS
+OVERLAP_NS: Final = NANOSECONDS // 50
 """Rotated files of one capture may overlap by this much, and by half of the earlier one; other files that overlap were
 captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
@@ -129,13 +130,17 @@ def analyze(
             batch.discard()
     if metadata and records:
         learn(root, identities)
+    derive(root, identities)
     summary.seconds = time.monotonic() - begun
     return summary
 
 
 def enrich(lake_root: str | Path, metadata: Sequence[str]) -> list[Problem]:
     """Adds names from kubectl dumps to a lake; what earlier ones told is kept. Returns what could not be read."""
-    return enrich_lake(Path(lake_root), metadata)
+    root = Path(lake_root)
+    problems = enrich_lake(root, metadata)
+    derive(root, known_identities(root))
+    return problems
 
 
 def _not_yet_analysed(segments: list[Segment], records: list[lake.Record]) -> tuple[list[Segment], list[str]]:

@@ -60,6 +60,16 @@ def identity_columns(side: str, who: str) -> tuple[Column, ...]:
     )
 
 
+def point_columns(prefix: str, what: str, null: str = "") -> tuple[Column, ...]:
+    """The columns that name an observation point of a connection by its flow there."""
+    return (
+        Column(f"{prefix}_flow_uid", NAME, f"{what}: the connection's flow there", null=null),
+        Column(f"{prefix}_node", NAME, "its node", null=null),
+        Column(f"{prefix}_interface", NAME, "its interface", null=null or "the capture does not name interfaces"),
+        Column(f"{prefix}_encapsulation", NAME, "the tunnel that the packets were in there", null="not tunnelled"),
+    )
+
+
 FLOW_UID = Column("flow_uid", NAME, "the flow this row belongs to", null="the packet belongs to no flow")
 INTERFACE = Column("interface", NAME, "interface of the observation point", null="the capture does not name interfaces")
 FLOW_FIRST_SEEN = Column("flow_first_seen", TIME, "first packet of the flow: its addresses are looked up as of then")
@@ -292,7 +302,105 @@ IDENTITIES: Final = Table(
     time=None,
 )
 
+CONNECTIONS: Final = Table(
+    "connections",
+    "one transport connection, whatever points and NATs its packets went past: derived from flows and packets, made anew when more is analysed; empty where there is one observation point only",
+    (
+        Column("connection_uid", TEXT, "the flow_uid of its primary flow"),
+        Column("protocol", NAME, "as flows.protocol"),
+        Column("first_seen", TIME, "first packet at any point, by the reference node's clock"),
+        Column("last_seen", TIME, "last packet at any point, by the reference node's clock"),
+        Column("orig_ip", NAME, "who opened it, as at the point nearest to orig"),
+        Column("orig_port", pa.uint16(), "port of orig there", null="no ports"),
+        Column("resp_ip", NAME, "whom orig spoke to, as at the point nearest to orig: of a service, its own address"),
+        Column("resp_port", pa.uint16(), "port of resp there", null="no ports"),
+        Column("backend_ip", NAME, "who answered, as at the point nearest to resp: behind DNAT, the pod"),
+        Column("backend_port", pa.uint16(), "port of the backend", null="no ports"),
+        Column("snat_ip", NAME, "orig's address as at the point nearest to resp", null="the same: no SNAT was seen"),
+        Column("snat_port", pa.uint16(), "orig's port there", null="the same address and port: no SNAT was seen"),
+        Column("flows", pa.int32(), "flows that are this connection", "flows"),
+        Column("path", pa.list_(pa.string()), "the points that orig's packets passed, in order, as node/interface (and the tunnel there)"),
+        Column("return_path", pa.list_(pa.string()), "the points that resp's packets passed, in order"),
+        *identity_columns("orig", "orig"),
+        *identity_columns("resp", "resp"),
+        *identity_columns("backend", "the backend"),
+    ),
+    time=None,
+)
+
+CONNECTION_FLOWS: Final = Table(
+    "connection_flows",
+    "one flow's part in its connection",
+    (
+        Column("connection_uid", TEXT, "the connection"),
+        Column("flow_uid", TEXT, "the flow"),
+        Column("role", NAME, "orig: nearest to orig; resp: nearest to resp; only: both; between; aside: no packet of it was seen at another point"),
+        Column("is_primary", pa.bool_(), "stands for the connection: its traffic and its outcome count"),
+        Column("counts_orig", pa.bool_(), "its TCP segments and retransmissions of orig count: of those that saw most, the nearest to orig"),
+        Column("counts_resp", pa.bool_(), "as counts_orig, of resp"),
+        Column("is_reversed", pa.bool_(), "what this flow calls orig is the connection's resp"),
+        Column("position", pa.int32(), "place on the path of orig's packets, 0 the first", null="no packet of that way was compared"),
+        Column("return_position", pa.int32(), "place on the path of resp's packets", null="as position"),
+    ),
+    time=None,
+)
+
+HOPS: Final = Table(
+    "hops",
+    "one step of a connection's path, one way: from one observation point to the next",
+    (
+        Column("connection_uid", NAME, "the connection"),
+        Column("sender", NAME, "orig or resp: whose packets go this way"),
+        Column("position", pa.int32(), "place of the first point on the path"),
+        *point_columns("from", "where the packets were first"),
+        *point_columns("to", "where they came next"),
+        Column("packets", pa.int64(), "packets compared: a sample of those that both points saw", "packets"),
+        Column("latencies_ns", pa.list_(pa.int64()), "how long some of them took, at most 16, by the reference node's clock", "ns"),
+        Column("lost_tcp_segments", pa.int64(), "TCP segments that the first point saw and the second did not, and that were sent again", "tcp_segments"),
+        Column("first_seen", TIME, "first packet of the connection"),
+        Column("last_seen", TIME, "last packet of the connection"),
+    ),
+    time=None,
+)
+
+LOSSES: Final = Table(
+    "losses",
+    "one send of a TCP range that was sent more than once: each that was followed by a retransmission, as the sender's nearest point tells it, and the last if it was lost",
+    (
+        Column("ts", TIME, "when it was sent again, as retransmits.ts; of the last send, when that was"),
+        Column("resent", pa.bool_(), "it was sent again; false: it was the last send, a retransmission that was lost and was not needed"),
+        Column("connection_uid", NAME, "the connection"),
+        Column("flow_uid", NAME, "the flow of the retransmission"),
+        Column("sender", NAME, "orig or resp of the connection: who sent it"),
+        Column("seq", pa.uint32(), "as retransmits.seq"),
+        Column("tcp_segments", pa.int64(), "as retransmits.tcp_segments", "tcp_segments"),
+        Column("verdict", NAME, "lost: between the two points; before: the first point never saw it; arrived: the last point saw it, so it was lost beyond, or sent again for nothing"),
+        *point_columns("after", "the last point that saw it", null="no point saw it"),
+        *point_columns("before", "the next point, which did not see it", null="the last point saw it"),
+    ),
+    time=None,
+)
+
+CLOCKS: Final = Table(
+    "clocks",
+    "by how much one node's clock was ahead of the reference node's, from packets that both saw",
+    (
+        Column("node", NAME, "the node"),
+        Column("reference", NAME, "the node whose clock counts"),
+        Column("start", TIME, "since when, by the node's clock"),
+        Column("end", TIME, "until when, by the node's clock"),
+        Column("offset_ns", pa.int64(), "ahead by, in the middle of that time", "ns"),
+        Column("drift_ppb", pa.int64(), "gains so many nanoseconds a second", "ppb"),
+        Column("bound_ns", pa.int64(), "the offset is right within this", "ns"),
+        Column("packets", pa.int64(), "packets that say so", "packets"),
+    ),
+    time=None,
+)
+
+DERIVED: Final = (CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
+"""Tables that are made of the others, and anew when those change."""
+
 TABLES: Final = {
     table.name: table
-    for table in (PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, IDENTITIES)
+    for table in (PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, IDENTITIES, *DERIVED)
 }

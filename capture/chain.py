@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from capture.contract import Tombstone, parse_stem, stem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Link:
     """A manifest, or a tombstone: then `previous_sha256` is of the first that it stands for."""
 
@@ -61,11 +61,12 @@ def head(links: Iterable[Link], last: Link | None = None) -> Link | None:
     return newest
 
 
-def missing(links: Iterable[Link], last: Link | None, now_ns: int) -> list[Tombstone]:
+def missing(links: Iterable[Link], last: Link | None, now_ns: int, remembered: int = 1) -> list[Tombstone]:
     """A tombstone for each place where manifests are gone, of which only the hash in the next one is left.
 
     `last` as for head. Of what is lost the name is one between its neighbours', and `segments` counts the numbers that
-    are missing between them. Where none is missing one of the neighbours was edited: that is not healed.
+    are missing between them. Where none is missing one of the neighbours was edited: that is not healed. Where nothing
+    at all is left, `last` stands for as many as are `remembered`.
     """
     chain = pieces(links)
     known = {link.sha256 for piece in chain for link in piece}
@@ -80,10 +81,11 @@ def missing(links: Iterable[Link], last: Link | None, now_ns: int) -> list[Tombs
             previous = before.sha256 if before else None
             lost.append(Tombstone(name, first.previous_sha256, now_ns, "lost", previous, segments=count))
         before = piece[-1]
-    count = _order(last)[0] - (_order(before)[0] if before else _order(last)[0] - 1) if last else 0
-    if last and last.sha256 not in known and count > 0:
-        previous = before.sha256 if before else None
-        lost.append(Tombstone(last.stem, last.sha256, now_ns, "lost", previous, segments=count))
+    if last and last.sha256 not in known:
+        count = _order(last)[0] - _order(before)[0] if before else max(1, remembered)
+        previous = before.sha256 if before else last.previous_sha256
+        if count > 0:
+            lost.append(Tombstone(last.stem, last.sha256, now_ns, "lost", previous, segments=count))
     return lost
 
 

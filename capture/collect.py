@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ LISTING_WORKERS: Final = 16
 DOWNLOAD_WORKERS: Final = 8
 POLL_S: Final = 2.0
 _REQUEST: Final = "request.json"
+_SHOWN: Final = 5
 
 Say = Callable[[str], None]
 
@@ -45,17 +46,18 @@ class Plan:
 
     @property
     def send_bytes(self) -> int:
-        return sum(segment.send_bytes for each in self._all() for segment in each.listed())
+        return sum(segment.send_bytes for each in self.all() for segment in each.listed())
 
     @property
     def segment_count(self) -> int:
-        return sum(len(each.segments) for each in self._all())
+        return sum(len(each.segments) for each in self.all())
 
     @property
     def node_count(self) -> int:
-        return len(self._all())
+        return len(self.all())
 
-    def _all(self) -> list[NodeListing]:
+    def all(self) -> list[NodeListing]:
+        """Of all nodes that could be asked."""
         return [each for listings in self.listings.values() for each in listings]
 
 
@@ -74,8 +76,6 @@ class Collection:
     _failed: dict[str, str] = field(default_factory=dict)
     _damage: dict[str, list[str]] = field(default_factory=dict)
     """Sentences by node's folder."""
-    _names: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Cluster and node of each node's folder."""
 
     @property
     def window(self) -> Window:
@@ -88,14 +88,16 @@ class Collection:
         if len(plan.problems) == len(origins):
             reasons = "; ".join(f"{name}: {why}" for name, why in plan.problems.items())
             raise PodtapError(f"no node could be asked: {reasons}")
+        if not plan.segment_count and not any(self._is_open(each) for each in plan.all()):
+            raise PodtapError(f"no node has anything of {_window_text(self.window)}: {_reach(plan)}")
         self.confirm(plan)
         _write_request(self.folder, self.request)
         claims, throttle = Claims(), Throttle(self.bandwidth)
         has_journal = self._bring_journal(claims, throttle)
         found = self.find_addresses(self.folder)
         addresses = None if found is None else sorted(found.addresses)
-        open_since = self._bring_nodes(origins, plan, addresses, claims, throttle)
-        nodes = self._nodes(origins, plan, open_since)
+        self._bring_nodes(origins, plan, addresses, claims, throttle)
+        nodes = self._nodes(origins, plan)
         head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns())
         if not any(half_files(self.folder)):
             shutil.rmtree(self.folder / WORK)
@@ -108,7 +110,6 @@ class Collection:
                 plan.problems[origin.name] = str(answer)
             else:
                 plan.listings[origin.name] = answer
-                self._names |= {each.path: (each.cluster, each.node) for each in answer}
         return plan
 
     def _bring_journal(self, claims: Claims, throttle: Throttle) -> bool:
@@ -132,45 +133,51 @@ class Collection:
 
     def _bring_nodes(
         self, origins: Sequence[Origin], plan: Plan, addresses: list[str] | None, claims: Claims, throttle: Throttle
-    ) -> dict[str, int | None]:
-        """Returns since when the segment is open that is not sealed yet, by node's folder."""
-        reached = [each for each in origins if each.name in plan.listings]
-        open_since: dict[str, int | None] = {}
-        with Bar(plan.send_bytes) as bar:
+    ) -> None:
+        with Bar(plan.send_bytes, _bytes_below(self.folder)) as bar:
+            downloads = {}
+            for origin in origins:
+                if origin.name in plan.listings:
+                    download = Download(origin, self.folder, self.window, addresses, claims, throttle, bar.add)
+                    download.node_folders |= {each.path for each in plan.listings[origin.name]}
+                    downloads[origin.name] = download
+            self._run(downloads.values())
+            self._wait(downloads, plan)
+        for name, download in downloads.items():
+            self._damage |= {each.path: _damage_of(download, each.path) for each in plan.listings[name]}
 
-            def bring(origin: Origin) -> None:
-                download = Download(origin, self.folder, self.window, addresses, claims, throttle, bar.add)
-                download.node_folders |= {each.path for each in plan.listings[origin.name]}
-                download.run()
-                listings = self._wait(origin, plan.listings[origin.name])
-                if listings is not plan.listings[origin.name]:
-                    download.run()
-                for each in listings:
-                    open_since[each.path] = each.open_since_ns
-                    self._damage[each.path] = _damage_of(download, each.path)
+    def _run(self, downloads: Iterable[Download]) -> None:
+        for download, answer in in_parallel(lambda each: each.run(), downloads, DOWNLOAD_WORKERS):
+            if isinstance(answer, PodtapError):
+                self._failed[download.origin.name] = str(answer)
 
-            for origin, answer in in_parallel(bring, reached, DOWNLOAD_WORKERS):
-                if isinstance(answer, PodtapError):
-                    self._failed[origin.name] = str(answer)
-        return open_since
-
-    def _wait(self, origin: Origin, listings: list[NodeListing]) -> list[NodeListing]:
-        """Until the segments that were open in the window are sealed."""
+    def _wait(self, downloads: dict[str, Download], plan: Plan) -> None:
+        """Until the segments that were open in the window are sealed, and brought too."""
         end = time.monotonic() + self.wait_s
-        if any(self._is_open(each) for each in listings) and self.wait_s:
-            self.say(f"{origin.name}: waiting for the segment that is being written, {self.wait_s:.0f} s at most")
-        while any(self._is_open(each) for each in listings) and time.monotonic() < end:
+        waiting = [each for name, each in downloads.items() if self._waits_for(name, plan)]
+        if waiting and self.wait_s:
+            self.say(
+                f"waiting for segments that are being written on {len(waiting):,} nodes, {self.wait_s:.0f} s at most"
+            )
+        while waiting and time.monotonic() < end:
             time.sleep(POLL_S)
-            listings = origin.listing(self.window)
-        return listings
+            for each, answer in in_parallel(lambda each: each.origin.listing(self.window), waiting, LISTING_WORKERS):
+                if not isinstance(answer, PodtapError):
+                    plan.listings[each.origin.name] = answer
+            still = [each for each in waiting if self._waits_for(each.origin.name, plan)]
+            self._run(each for each in waiting if each not in still)
+            waiting = still
+
+    def _waits_for(self, name: str, plan: Plan) -> bool:
+        return name not in self._failed and any(self._is_open(each) for each in plan.listings[name])
 
     def _is_open(self, listing: NodeListing) -> bool:
         return listing.open_since_ns is not None and listing.open_since_ns < self.window.until_ns
 
-    def _nodes(self, origins: Sequence[Origin], plan: Plan, open_since: dict[str, int | None]) -> list[BundleNode]:
+    def _nodes(self, origins: Sequence[Origin], plan: Plan) -> list[BundleNode]:
         """All nodes, those too of which there is nothing."""
         nodes = [
-            self._node(listing, self._failed.get(origin.name), open_since.get(listing.path))
+            self._node(listing, self._failed.get(origin.name))
             for origin in origins
             for listing in plan.listings.get(origin.name, [])
         ]
@@ -194,10 +201,10 @@ class Collection:
         sentences = self._missing(found, cluster, node, None) if found else []
         return node_summary(found, cluster, node, [why, *sentences] if sentences or not found else [])
 
-    def _node(self, listing: NodeListing, failure: str | None, open_since_ns: int | None) -> BundleNode:
+    def _node(self, listing: NodeListing, failure: str | None) -> BundleNode:
         found = self._found(listing.cluster, listing.node)
         sentences = [f"not all came: {failure}"] if failure else []
-        sentences += self._missing(found, listing.cluster, listing.node, open_since_ns)
+        sentences += self._missing(found, listing.cluster, listing.node, listing.open_since_ns)
         sentences += self._damage.get(listing.path, [])
         return node_summary(found, listing.cluster, listing.node, sentences)
 
@@ -214,6 +221,25 @@ def _damage_of(download: Download, folder: str) -> list[str]:
     """What came of a node, but not as it was sealed."""
     damaged = sorted(each for each in download.damaged - download.vanished if each.startswith(f"{folder}/"))
     return [f"{each.removeprefix(folder + '/')} is damaged on the node's disk" for each in damaged]
+
+
+def _bytes_below(folder: Path) -> int:
+    """What is here already."""
+    return sum(path.stat().st_size for path in folder.glob("[!_.]*/*/*/*.pcap*"))
+
+
+def _window_text(window: Window) -> str:
+    return f"{clock_text(window.since_ns)} to {clock_text(window.until_ns)}"
+
+
+def _reach(plan: Plan) -> str:
+    """What nodes have, where it is not what was asked for."""
+    known = [
+        f"{each.node} has {_window_text(Window(each.oldest_ns, each.newest_ns))}"
+        for each in plan.all()
+        if each.oldest_ns is not None and each.newest_ns is not None
+    ]
+    return "; ".join(known[:_SHOWN]) + ("; ..." if len(known) > _SHOWN else "") or "they have recorded nothing yet"
 
 
 def prepare(folder: Path, request: Request, say: Say) -> Request | None:
@@ -235,7 +261,7 @@ def prepare(folder: Path, request: Request, say: Say) -> Request | None:
     if known.asked != request.asked:
         was = ", ".join(f"{name} {value}" for name, value in known.asked.items() if value)
         raise UsageError(f"{folder} holds another collection ({was}): choose another folder with -o")
-    window = f"{clock_text(known.since_ns)} to {clock_text(known.until_ns)}"
+    window = _window_text(Window(known.since_ns, known.until_ns))
     if is_complete:
         say(f"{folder} is complete: {window}; there is nothing left to do")
         return None

@@ -25,6 +25,7 @@ from capture.errors import Command, PartialError, PodtapError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 NAMESPACE: Final = "podtap"
+INTERRUPTED: Final = 130
 SEAL_WAIT_S: Final = 75.0
 """A segment is sealed after 60 s, unless the agent was told otherwise."""
 
@@ -45,13 +46,13 @@ def _podtap_options(command: F) -> F:
 
 @click.command(cls=Command)
 @click.option("--since", metavar="T", type=TIME, help="Start: RFC 3339, epoch seconds, or 15m (ago).")
-@click.option("--until", metavar="T", type=TIME, help="End; may be in the future: +15m.")
+@click.option("--until", metavar="T", type=TIME, default="+0s", help="End, also in the future: +15m.  [default: now]")
 @click.option("--reason", default="", help="For whoever finds it later.")
 @click.option("--list", "is_list", is_flag=True, help="Show what is frozen, and freeze nothing.")
 @_podtap_options
 def freeze(
     since: int | None,
-    until: int | None,
+    until: int,
     reason: str,
     is_list: bool,
     kubeconfig: Path | None,
@@ -62,11 +63,11 @@ def freeze(
     """Keep a window's segments on all nodes, also those still to come, until they are thawed."""
     from capture.freeze import freeze_nodes, frozen_nodes, new_freeze
 
-    if not is_list and (since is None or until is None):
-        raise UsageError("give --since and --until of what is to be kept, or --list")
+    if not is_list and since is None:
+        raise UsageError("give --since, when that begins which is to be kept; or --list")
     source = _cluster_source(kubeconfig, context, podtap_namespace, nodes)
     origins = source.nodes()
-    if is_list or since is None or until is None:
+    if is_list or since is None:
         _show_frozen(frozen_nodes(origins))
         return
     if until <= since:
@@ -142,7 +143,7 @@ def collect(
     if bandwidth == 0:
         raise UsageError("--bandwidth can't be 0")
     selection = PodSelection("" if all_namespaces else namespace or "", selector)
-    source: Any = _folder_source(from_folder) if from_folder else None
+    source: Any = _folder_source(from_folder, nodes) if from_folder else None
     source = source or _cluster_source(kubeconfig, context, podtap_namespace, nodes)
     place = str(from_folder.resolve()) if from_folder else source.cluster.connection.host
     asked = {"since": since, "until": until, "namespace": selection.namespace, "selector": selector}
@@ -166,7 +167,7 @@ def collect(
         raise PodtapError(str(error)) from error
     except KeyboardInterrupt:
         _say(f"interrupted: run the same command again, it goes on in {output}")
-        raise
+        raise click.exceptions.Exit(INTERRUPTED) from None
     for note in getattr(source, "notes", []):
         _say(note)
     _show_bundle(head)
@@ -199,10 +200,10 @@ def _cluster_source(kubeconfig: Path | None, context: str | None, namespace: str
     return ClusterSource(Cluster(Connection(kubeconfig, context), namespace), nodes)
 
 
-def _folder_source(folder: Path) -> Any:
+def _folder_source(folder: Path, nodes: tuple[str, ...]) -> Any:
     from capture.sources import FolderSource
 
-    return FolderSource(folder)
+    return FolderSource(folder, nodes)
 
 
 def _window(since: str, until: str, asked: dict[str, str]) -> Any:

@@ -19,7 +19,7 @@ from capture.errors import Command, PodtapError, UsageError
 from capture.freezes import add_freeze, read_freezes, thaw
 from capture.progress import size_text, table
 from capture.recording import Window, clock_text, node_folders
-from capture.sending import NodeListing, list_nodes, send_journal, send_recording
+from capture.sending import NodeListing, list_node, send_journal, send_recording
 
 DEFAULT_ROOT: Final = "/var/lib/podtap"
 
@@ -43,7 +43,8 @@ until_option = click.option("--until", metavar="T", type=TIME, default="+0s", he
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def list_command(root: Path, since: int, until: int, output: str) -> None:
     """What this node holds of a window: segments, freezes, and how far back it reaches."""
-    for listing in list_nodes(_recorded(root), Window(since, until)):
+    for folder in _recorded(root):
+        listing = list_node(root, folder, Window(since, until))
         if output == "json":
             click.echo(json.dumps(asdict(listing), separators=(",", ":")))
         else:
@@ -75,7 +76,7 @@ def _show(listing: NodeListing) -> None:
 def send_command(root: Path, since: int, until: int, addresses: str | None, resume: str, offset: int) -> None:
     """A window of this node's recording to standard output, as a stream that podtap collect reads."""
     wanted = None if addresses is None else [each for each in addresses.split(",") if each]
-    _write(send_recording(_recorded(root), Window(since, until), wanted, resume, offset))
+    _write(send_recording(root, _recorded(root), Window(since, until), wanted, resume, offset))
 
 
 @click.command("send", cls=Command)
@@ -98,7 +99,7 @@ def journal_send_command(root: Path, since: int, until: int) -> None:
 )
 def freeze_command(root: Path, since: int, until: int, reason: str, by: str, freeze_id: str | None) -> None:
     """Keep this node's segments of a window until they are thawed; works with the API server down."""
-    for folder in node_folders(_recorded(root)):
+    for folder in _recorded(root):
         freeze = add_freeze(folder, since, until, reason, by, freeze_id)
         freeze_id = freeze.id
         click.echo(f"{folder.relative_to(root)}: {freeze.id} keeps {clock_text(since)} to {clock_text(until)}")
@@ -113,7 +114,7 @@ def thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
     if bool(ids) == is_all:
         raise UsageError("give the freezes' ids, or --all")
     thawed, known = [], set()
-    for folder in node_folders(_recorded(root)):
+    for folder in _recorded(root):
         freezes, _ = read_freezes(folder)
         known |= {each.id for each in freezes}
         for freeze_id in [each.id for each in freezes] if is_all else ids:
@@ -126,11 +127,12 @@ def thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
         raise PodtapError(f"no such freeze: {', '.join(unknown)}{there}")
 
 
-def _recorded(root: Path) -> Path:
-    """PodtapError: no agent has written there yet."""
-    if not node_folders(root):
+def _recorded(root: Path) -> list[Path]:
+    """The folders of nodes below a root. PodtapError: no agent has written there yet."""
+    folders = node_folders(root)
+    if not folders:
         raise PodtapError(f"nothing is recorded below {root}: does the agent run, and is this its --root?")
-    return root
+    return folders
 
 
 def _write(stream: Iterable[bytes]) -> None:

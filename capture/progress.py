@@ -25,10 +25,11 @@ def size_text(size: float) -> str:
 class Bar:
     """`with Bar(total) as bar: bar.add(bytes)`, from any thread; draws on a terminal only."""
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, total: int, there: int = 0, stream: TextIO | None = None) -> None:
+        """`there`: of the total, what an earlier run brought."""
         self._stream = stream or sys.stderr
         self._is_shown = self._stream.isatty()
-        self._total, self._done = total, 0
+        self._total, self._there, self._done = total, there, there
         self._started = self._drawn = time.monotonic()
         self._lock = threading.Lock()
 
@@ -52,7 +53,7 @@ class Bar:
 
     def _draw(self) -> None:
         share = min(self._done / self._total, 1) if self._total else 1
-        rate = self._done / max(time.monotonic() - self._started, 0.001)
+        rate = (self._done - self._there) / max(time.monotonic() - self._started, 0.001)
         filled = "#" * int(share * _WIDTH)
         line = f"\r[{filled:<{_WIDTH}}] {share:4.0%}  {size_text(self._done)} of about {size_text(self._total)}"
         self._stream.write(f"{line}, {size_text(rate)}/s   ")

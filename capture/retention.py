@@ -38,8 +38,8 @@ class Limits:
     """Segments sealed longer ago are evicted, unless they are pinned."""
     segment_bytes: int = 64 * MIB
     """About what one becomes: sealing leaves room for the next, so that nothing is evicted while packets wait."""
-    segments: int = 20_000
-    """So many at most, of any size, pinned ones left out: each costs the agent memory."""
+    segments: int = 10_000
+    """So many at most, of any size, pinned ones left out: each costs the agent a kilobyte of memory."""
     compress: bool = False
     """Compress what is sealed, in the background."""
 

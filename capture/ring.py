@@ -194,7 +194,7 @@ class Ring:
                 return
             try:
                 state = read_state(self.folder)
-                last = self._store.head
+                last = None
                 if state and state.last_manifest_sha256:
                     last = Link(state.last_stem, state.last_manifest_sha256, None)
                 ours = {part.path for part in self._parts}
@@ -221,7 +221,8 @@ class Ring:
                 manifests.append(self._seal_adopted(part, facts))
             elif part:
                 self.discard(part)
-            path.unlink(missing_ok=True)
+            if path.name.endswith(ZSTD):
+                path.unlink(missing_ok=True)  # what it held is in the part, or was nothing
             self._unsealed.pop(0)
         return manifests
 
@@ -269,6 +270,8 @@ class Ring:
         previous = self._store.head
         manifest = manifest_of(part, facts, digest, previous.sha256 if previous else None, self._node)
         data = write_manifest(self.folder, manifest)
+        if not self._compressor:  # nobody reads it soon: its pages would push out those of others
+            os.posix_fadvise(part.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         disk_bytes = NAMES_BYTES + on_disk(facts.size_bytes) + on_disk(len(data))
         with self._lock:
             self._manifest_bytes = max(self._manifest_bytes, 2 * len(data))

@@ -47,8 +47,12 @@ class SegmentStore:
     def load(self, last: Link | None) -> list[Path]:
         """Read the folder; end what a crash interrupted; say what is gone. Returns the files that are not sealed.
 
-        `last`: the chain's end as far as it was known before.
+        `last`: the chain's end as an earlier run knew it.
         """
+        if self.head:  # another folder than before
+            oldest = self.segments[0] if self.segments else None
+            last = last or replace(self.head, previous_sha256=oldest.previous_sha256 if oldest else None)
+        remembered = len(self.segments)
         found = find(self.folder)
         for path in [*found.temporary, *self.folder.glob(f"*{TEMPORARY}")]:
             path.unlink(missing_ok=True)
@@ -69,7 +73,7 @@ class SegmentStore:
         self.segments = kept
         links = [_link(segment) for segment in [*kept, *gone]]
         links += [Link(each.stem, each.manifest_sha256, each.previous_sha256) for each in tombstones]
-        lost = missing(links, last, time.time_ns())
+        lost = missing(links, last, time.time_ns(), remembered)
         self._bury([(segment, "lost") for segment in gone], lost)
         links += [Link(each.stem, each.manifest_sha256, each.previous_sha256) for each in lost]
         self.head = head(links, last)

@@ -25,7 +25,6 @@ from capture.recording import (
     data_of,
     journal_files,
     manifest_paths,
-    node_folders,
     open_parts,
     read_entry,
     read_or_none,
@@ -69,23 +68,22 @@ class NodeListing:
         return [Listed(**each) for each in self.segments]
 
 
-def list_nodes(root: Path, window: Window) -> Iterator[NodeListing]:
-    """Of each node's folder below the root."""
-    for folder in node_folders(root):
-        entries, _ = select(folder, window)
-        ends = _ends(folder)
-        named = [*ends, *entries]
-        opened = open_parts(folder)
-        yield NodeListing(
-            cluster=named[0].manifest.cluster if named else folder.parent.name,
-            node=named[0].manifest.node if named else folder.name,
-            path=folder.relative_to(root).as_posix(),
-            oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
-            newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
-            open_since_ns=opened[-1][0] if opened else None,
-            segments=[asdict(_listed(root, each, window)) for each in entries],
-            freezes=[asdict(each) for each in read_freezes(folder)[0]],
-        )
+def list_node(root: Path, folder: Path, window: Window) -> NodeListing:
+    """Of one node's folder below the root."""
+    entries, _ = select(folder, window)
+    ends = _ends(folder)
+    named = [*ends, *entries]
+    opened = open_parts(folder)
+    return NodeListing(
+        cluster=named[0].manifest.cluster if named else folder.parent.name,
+        node=named[0].manifest.node if named else folder.name,
+        path=folder.relative_to(root).as_posix(),
+        oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
+        newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
+        open_since_ns=opened[-1][0] if opened else None,
+        segments=[asdict(_listed(root, each, window)) for each in entries],
+        freezes=[asdict(each) for each in read_freezes(folder)[0]],
+    )
 
 
 def _ends(folder: Path) -> list[Entry]:
@@ -120,15 +118,20 @@ def _name(root: Path, manifest: Path) -> str:
 
 
 def send_recording(
-    root: Path, window: Window, addresses: list[str] | None = None, resume: str = "", offset: int = 0
+    root: Path,
+    folders: list[Path],
+    window: Window,
+    addresses: list[str] | None = None,
+    resume: str = "",
+    offset: int = 0,
 ) -> Iterator[bytes]:
-    """The stream of a window's segments, cut to it and to the packets of `addresses`; tombstones last.
+    """The stream of a window's segments of some nodes, cut to it and to the packets of `addresses`; tombstones last.
 
     `resume`: the path of the segment to begin with, from the byte `offset` on; what is before it, by name, is there
     already.
     """
     end = End(versions=_versions())
-    for folder in node_folders(root):
+    for folder in folders:
         entries, damaged = select(folder, window)
         end.damaged += [_name(root, path) for path in damaged]
         for entry in entries:
@@ -136,7 +139,7 @@ def send_recording(
             if name < resume:
                 continue
             yield from _send_segment(name, folder, entry, window, addresses, offset if name == resume else 0, end)
-    for folder in node_folders(root):
+    for folder in folders:
         yield from _send_plain(root, folder / TOMBSTONES)
     end.now_ns = time.time_ns()
     yield send_end(end)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from capture.cluster import Cluster, ExecError, PodtapPod
-from capture.contract import JOURNAL, Freeze
+from capture.contract import JOURNAL, Freeze, safe_name
 from capture.errors import PodtapError
-from capture.recording import Window
-from capture.sending import NodeListing, list_nodes, send_journal, send_recording
+from capture.recording import Window, node_folders
+from capture.sending import NodeListing, list_node, send_journal, send_recording
 
 _TRIES: Final = 3
 _PATIENCE_S: Final = 10.0
@@ -161,36 +161,43 @@ class ClusterSource:
 
 @dataclass
 class FolderOrigin:
-    """A root on this machine's disk: a node's that is mounted here, a copy, or another bundle."""
+    """One node's folder on this machine's disk, or the journal beside them."""
 
     root: Path
-    has_journal: bool = False
-
-    @property
-    def name(self) -> str:
-        return str(self.root)
+    folder: Path
+    name: str
 
     def listing(self, window: Window) -> list[NodeListing]:
-        return list(list_nodes(self.root, window))
+        return [list_node(self.root, self.folder, window)]
 
     def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
-        if self.has_journal:
+        if self.folder.name == JOURNAL:
             return send_journal(self.root, window)
-        return send_recording(self.root, window, addresses, resume, offset)
+        return send_recording(self.root, [self.folder], window, addresses, resume, offset)
 
 
 @dataclass
 class FolderSource:
-    """A root with any number of nodes, and maybe a journal."""
+    """A root with any number of nodes, and maybe a journal: a node's that is mounted here, a copy, another bundle."""
 
     root: Path
+    wanted: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
     def nodes(self) -> list[FolderOrigin]:
-        return [FolderOrigin(self.root)]
+        folders = node_folders(self.root)
+        names = [each.name for each in folders]
+        if not folders:
+            raise PodtapError(f"no recording is below {self.root}: give the folder that holds <cluster>/<node>")
+        if unknown := [each for each in self.wanted if safe_name(each) not in names]:
+            raise PodtapError(f"there is no node {', '.join(unknown)}; there are: {', '.join(names)}")
+        wanted = [safe_name(each) for each in self.wanted] or names
+        origins = [(each.relative_to(self.root).as_posix(), each) for each in folders if each.name in wanted]
+        return [FolderOrigin(self.root, folder, name) for name, folder in origins]
 
     def journals(self) -> list[FolderOrigin]:
-        return [FolderOrigin(self.root, has_journal=True)] if (self.root / JOURNAL).is_dir() else []
+        folder = self.root / JOURNAL
+        return [FolderOrigin(self.root, folder, str(folder))] if folder.is_dir() else []
 
 
 def _window(window: Window) -> list[str]:

@@ -40,42 +40,48 @@ def find(folder: Path) -> Found:
     """Look through a node's folder. Links and other files are nobody's business."""
     found = Found()
     now_ns, boot_ns = time.time_ns(), boot_time_ns()
-    for stem, files in sorted(files_by_stem(folder, found.temporary).items()):
-        data = [suffix for suffix in SEGMENT_SUFFIXES if suffix in files]
-        segment = _stored(folder, stem, files, now_ns, boot_ns) if MANIFEST_SUFFIX in files else None
-        if segment:
-            (found.segments if data else found.without_data).append(segment)
-        elif data:
-            found.unsealed.append(folder / f"{stem}{data[0]}")
-        if PCAP + PART in files:
-            found.unsealed.append(folder / f"{stem}{PCAP}{PART}")
+    for day in _days(folder):
+        for name, files in sorted(_files_of(folder / day, found.temporary).items()):
+            stem = f"{day}/{name}"
+            data = [suffix for suffix in SEGMENT_SUFFIXES if suffix in files]
+            segment = _stored(folder, stem, files, now_ns, boot_ns) if MANIFEST_SUFFIX in files else None
+            if segment and len(data) > 1:  # compressed, and the crash came before the other one went
+                found.temporary.append(folder / f"{stem}{PCAP}")
+                segment.disk_bytes -= on_disk(files[PCAP].st_size)
+            if segment:
+                (found.segments if data else found.without_data).append(segment)
+            elif data:
+                found.unsealed.append(folder / f"{stem}{data[0]}")
+            if PCAP + PART in files:
+                found.unsealed.append(folder / f"{stem}{PCAP}{PART}")
     return found
 
 
-def files_by_stem(folder: Path, temporary: list[Path] | None = None) -> dict[str, dict[str, os.stat_result]]:
-    """Stem -> suffix -> what stat says, of the regular files in the folders of days. Temporary ones go to the list."""
+def _files_of(folder: Path, temporary: list[Path]) -> dict[str, dict[str, os.stat_result]]:
+    """Name -> suffix -> what stat says, of the ring's files in a day's folder. Temporary ones go to the list."""
     found: dict[str, dict[str, os.stat_result]] = {}
-    for day in _entries(folder):
-        if not (_DAY.fullmatch(day.name) and day.is_dir(follow_symlinks=False)):
-            continue
-        for entry in _entries(Path(day.path)):
-            match = _NAME.fullmatch(entry.name)
-            if match:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    found.setdefault(f"{day.name}/{match[1]}", {})[match[2]] = status
-            elif temporary is not None and entry.name.endswith(TEMPORARY):
-                temporary.append(Path(entry.path))
+    for entry in _entries(folder):
+        match = _NAME.fullmatch(entry.name)
+        if match:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found.setdefault(match[1], {})[match[2]] = status
+        elif entry.name.endswith(TEMPORARY):
+            temporary.append(Path(entry.path))
     return found
+
+
+def _days(folder: Path) -> list[str]:
+    entries = _entries(folder)
+    return sorted(entry.name for entry in entries if _DAY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False))
 
 
 def names(folder: Path) -> set[str]:
     """`<day>/<name>` of all that is in the folders of days; quick."""
-    days = [entry.name for entry in _entries(folder) if _DAY.fullmatch(entry.name)]
-    return {f"{day}/{entry.name}" for day in days for entry in _entries(folder / day)}
+    return {f"{day}/{entry.name}" for day in _days(folder) for entry in _entries(folder / day)}
 
 
 def boot_time_ns() -> int:

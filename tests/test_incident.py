@@ -24,6 +24,7 @@ Rows = list[dict[str, Any]]
 
 
 Tables = dict[str, Rows]
+TABLES = ("segments", "flows", "retransmits", "dns", "connections", "losses", "clocks")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     """The rows of all tables, with their node; times as nanoseconds."""
     lake = tmp_path_factory.mktemp("incident")
     assert analyze([str(INCIDENT)], lake, metadata=[str(INCIDENT / "metadata")], jobs=1).problems == []
-    return {table: rows(lake / table) for table in ("segments", "flows", "retransmits", "dns")}
+    return {table: rows(lake / table) for table in TABLES}
 
 
 def rows(folder: Path) -> Rows:
@@ -187,3 +188,33 @@ def test_both_owners_of_the_ip_talked_to_the_same_peer(found: Tables) -> None:
     flows = [row for pod in (BEFORE, AFTER) for row in at(found, "flows", pod) if row["protocol"] == "TCP"]
     assert {row["resp_service"] for row in flows} == {"orders"}
     assert {row["orig_workload"] for row in flows if row["orig_identity"] != "ambiguous"} == {"cart", "report"}
+
+
+def test_every_request_is_one_connection_with_the_pod_that_answered(found: Tables) -> None:
+    """Of a service's clients the load tool knows the service's address only; whose it is, the cluster's objects say."""
+    connections = {
+        (row["orig_ip"], row["orig_port"], row["resp_ip"], row["resp_port"]): row
+        for row in found["connections"]
+        if row["protocol"] == "TCP"
+    }
+    assert connections.keys() == {(*request["local"], *request["remote"]) for request in TRUTH["requests"]}
+    assert len(connections) == len(TRUTH["requests"])
+    for row in connections.values():
+        if row["resp_service"]:
+            assert row["backend_workload"] == row["resp_service"]
+            assert row["backend_ip"] in {IPS[name] for name in WORKLOADS if WORKLOADS[name] == row["resp_service"]}
+
+
+def test_what_the_cable_lost_was_lost_between_the_nodes(found: Tables) -> None:
+    lost = Counter()
+    for row in found["losses"]:
+        assert row["resent"]
+        ends = tuple((row[f"{end}_node"], row[f"{end}_interface"]) for end in ("after", "before"))
+        lost[row["verdict"], ends] += row["tcp_segments"]
+    assert lost == {("lost", (("node-b", "if2"), ("node-a", "if2"))): TRUTH["uplink"]["lost"]}
+    assert [TRUTH["interfaces"][node]["if2"] for node in ("node-a", "node-b")] == ["eth0", "eth0"]
+
+
+def test_the_nodes_of_one_machine_have_one_clock(found: Tables) -> None:
+    assert found["clocks"]
+    assert all(abs(row["offset_ns"]) <= row["bound_ns"] < 50_000 for row in found["clocks"])

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capture.contract import NANOSECONDS, Manifest, sha256, stem, to_json
@@ -44,6 +44,8 @@ def ring(folder: Path, steps: list[int]) -> list[Manifest]:
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(STEPS, min_size=1, max_size=8), since=st.integers(-9000, 9000), length=st.integers(1, 900))
+@example(steps=[-3600], since=-601, length=1)
+@example(steps=[60, -3600, 60, 60, 60], since=-3000, length=600)
 def test_all_that_meet_a_window_are_selected_and_the_chain_is_not_torn(
     steps: list[int], since: int, length: int
 ) -> None:

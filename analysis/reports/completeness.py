@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.reports.connections import flows_in
+from analysis.reports.connections import Points, flows_in
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.window import Window, time_text
 
@@ -38,6 +38,8 @@ class Completeness:
     problems: tuple[str, ...]
     missed_share: float | None
     """Share of TCP bytes that were acknowledged but never captured; None without TCP bytes."""
+    unseen: int
+    """Retransmissions of data that no point had seen before: they were lost before the first one."""
     has_names: bool
 
     def notes(self) -> list[str]:
@@ -48,6 +50,11 @@ class Completeness:
         notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}", self._drops()]
         if self.missed_share is not None and self.missed_share >= 0.0005:
             notes.append(f"capture missed {self.missed_share:.1%} of TCP bytes: retransmissions are a lower bound")
+        if self.unseen:
+            what = _count(self.unseen, "retransmission")
+            notes.append(
+                f"{what} of data lost before the first point that could see it: there, counts are a lower bound"
+            )
         damages = [
             (self.truncated_files, "truncated file"),
             (self.unsealed_files, "unsealed file"),
@@ -95,15 +102,24 @@ def completeness(lake: Lake, window: Window) -> Completeness:
         f"""SELECT sum(missed_bytes) / nullif(sum(orig_bytes + resp_bytes), 0) AS share
         FROM flows WHERE protocol = 'TCP' AND {flows_in(window)}"""
     ).to_pylist()
+    at = window.overlaps("ts", "ts")
+    before = f"losses WHERE verdict = 'before' AND {at}"
+    if lake.points is not Points.STITCHED:
+        before = f"retransmits WHERE kind = 'unseen_original' AND {at}"
+    (unseen,) = lake.arrow(f"SELECT count(*) AS n FROM {before}").to_pylist()
     (names,) = lake.arrow("SELECT count(*) > 0 AS known FROM identities").to_pylist()
     return Completeness(
-        **{**row, "problems": tuple(row["problems"])}, missed_share=flows["share"], has_names=names["known"]
+        **{**row, "problems": tuple(row["problems"])},
+        missed_share=flows["share"],
+        unseen=unseen["n"],
+        has_names=names["known"],
     )
 
 
 def why_empty(lake: Lake, table: str, window: Window, filters: Filters) -> str:
     """Why a report has no rows: the lake has none, the window has none, or the filters match none."""
-    time = {"flows": ("first_seen", "last_seen"), "dns": ("ts", "coalesce(response_ts, ts)")}.get(table, ("ts", "ts"))
+    seen = ("first_seen", "last_seen")
+    time = {"flows": seen, "hops": seen, "dns": ("ts", "coalesce(response_ts, ts)")}.get(table, ("ts", "ts"))
     (data,) = lake.arrow(
         f"SELECT count(*) AS n, epoch_ns(min({time[0]})) AS first_ns, epoch_ns(max({time[1]})) AS last_ns FROM {table}"
     ).to_pylist()

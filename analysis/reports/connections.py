@@ -1,9 +1,10 @@
 """Every connection once, although it was seen at several observation points.
 
 A capture of all interfaces of a node shows one connection at the pod's interface, the bridge and the overlay device,
-and the other node shows it again; each is a flow. Adding them up would tell three times what happened. Flows of one
-Community ID at different points that overlap in time are therefore taken as one connection, and each figure from the
-flow that knows it best:
+and the other node shows it again; each is a flow. Adding them up would tell three times what happened. The derived
+tables say which flows are one connection, and which of them counts. In a lake that has none (yet), flows of one
+Community ID at different points that overlap in time are taken as one connection, and each figure from the flow that
+knows it best:
 
 - traffic, outcome and handshake from the flow that began first, the point nearest to orig; but not where packets went
   past that point: orig acknowledges what was not seen, or another point saw twice as many TCP segments of orig (a
@@ -12,22 +13,38 @@ flow that knows it best:
 - TCP segments and retransmissions of a sender from the flow that saw most of its TCP segments: the point nearest to
   the sender, for loss only takes away.
 
-A connection through NAT has one Community ID on either side of it and is counted on both.
+There, a connection through NAT has one Community ID on either side of it and is counted on both.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Final
 
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.sides import side_parts
 from analysis.reports.window import Window
+from analysis.schemas import identity_columns
 
 POINT: Final = "node, interface, encapsulation"
 SLACK_NS: Final = 1_000_000_000
 """Two points see a packet at different times, the more so if two clocks tell them."""
 _ANSWERS_WITHIN_NS: Final = 10 * SLACK_NS
 """How long after the last question an answer may come by UDP, and how long a port is taken to be with one socket."""
+
+_IDENTITY_OF: Final = {side: [column.name for column in identity_columns(side, side)] for side in FLOW_SIDES}
+
+
+class Points(Enum):
+    """What a lake says of its observation points."""
+
+    ONE = 1
+    """There is only one: every flow is a connection."""
+    SEVERAL = 2
+    """There are several, and nobody has stitched their flows yet."""
+    STITCHED = 3
+    """The tables connections and connection_flows are there."""
+
 
 FIGURES: Final = (
     "orig_packets",
@@ -42,21 +59,67 @@ FIGURES: Final = (
 """What flow_minutes has by the minute and flows has of the whole flow."""
 
 
-def flows_by_side(window: Window, filters: Filters, by: str, several_points: bool) -> str:
+def flows_by_side(window: Window, filters: Filters, by: str, points: Points) -> str:
     """CTEs that end in `sided`: one row a flow, its sides at the level `by`, and its figures within the window.
 
     `is_primary` marks the flow whose traffic counts, `counts_orig` and `counts_resp` the one whose TCP segments of that
-    sender count. `several_points` says whether the lake has more than one observation point: if not, all flows count.
+    sender count; `is_reversed` says that the flow itself calls orig resp.
     """
+    if points is Points.STITCHED:
+        return _stitched(window, filters, by)
+    several_points = points is Points.SEVERAL
     where = f"{flows_in(window)} AND {filters.sql(FLOW_SIDES)}"
     return f"""{_turned(window) + "," if several_points else ""}
     seen AS NOT MATERIALIZED ({_SEEN if window.is_everything else _seen_in(window)} WHERE {where}),
     counted AS ({_ONCE if several_points else _ALL}),
     sided AS (
         SELECT flow_uid, protocol, conn_state, handshake_rtt_ns, {", ".join(FIGURES)},
-               is_primary, counts_orig, counts_resp, {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
+               is_primary, counts_orig, counts_resp, false AS is_reversed,
+               {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
         FROM counted t
     )"""
+
+
+def _stitched(window: Window, filters: Filters, by: str) -> str:
+    """The same where connections are known: a side is called by all that any of its flows tells of it.
+
+    The filters choose connections by any of their flows. Resp is the service that orig spoke to, and the pod behind it.
+    """
+    figures = ", ".join(
+        f"CASE WHEN is_reversed THEN {_of_other_side(figure)} ELSE {figure} END AS {figure}" for figure in FIGURES
+    )
+    orig = ", ".join(f"c.{column}" for column in _IDENTITY_OF["orig"])
+    resp = ", ".join(
+        f"CASE WHEN c.backend_pod IS NULL THEN c.{column} ELSE c.{column.replace('resp', 'backend', 1)} END AS {column}"
+        for column in _IDENTITY_OF["resp"]
+        if column != "resp_service"
+    )
+    return f"""
+    seen AS NOT MATERIALIZED (
+        {_SEEN if window.is_everything else _seen_in(window)} WHERE {flows_in(window)}
+    ),
+    chosen AS (
+        SELECT DISTINCT connection_uid FROM seen JOIN connection_flows USING (flow_uid) WHERE {filters.sql(FLOW_SIDES)}
+    ),
+    counted AS (
+        SELECT s.flow_uid, s.protocol, s.conn_state, s.handshake_rtt_ns, s.server_name, {figures},
+            f.is_primary, f.counts_orig, f.counts_resp, f.is_reversed,
+            {orig}, c.orig_ip, {resp}, c.resp_service, c.resp_ip
+        FROM seen s JOIN connection_flows f USING (flow_uid) JOIN connections c USING (connection_uid)
+        SEMI JOIN chosen USING (connection_uid)
+        WHERE f.is_primary OR f.counts_orig OR f.counts_resp
+    ),
+    sided AS (
+        SELECT flow_uid, protocol, conn_state, handshake_rtt_ns, {", ".join(FIGURES)},
+               is_primary, counts_orig, counts_resp, is_reversed,
+               {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
+        FROM counted t
+    )"""
+
+
+def _of_other_side(figure: str) -> str:
+    side, _, what = figure.partition("_")
+    return f"{'resp' if side == 'orig' else 'orig'}_{what}"
 
 
 def flows_in(window: Window) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from analysis.reports.columns import ReportColumn, sides
-from analysis.reports.connections import SLACK_NS
+from analysis.reports.connections import SLACK_NS, Points
 from analysis.reports.filters import DNS_SIDES, Filters
 from analysis.reports.sides import PARTS, side_label, side_parts
 from analysis.reports.window import Window
@@ -35,7 +35,7 @@ def columns(by: str) -> tuple[ReportColumn, ...]:
     return (*sides([_side(by)]), *FIGURES)
 
 
-def sql(window: Window, filters: Filters, by: str, several_points: bool) -> str:
+def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
     """One row for each client, server or name, with the columns of `columns(by)`."""
     if by == "name":
         label, keys, parts = "query AS name", "query", "query"
@@ -44,10 +44,14 @@ def sql(window: Window, filters: Filters, by: str, several_points: bool) -> str:
         label, parts = side_label(side), side_parts(side, by)
         keys = ", ".join(f"{side}_{part}" for part in PARTS)
         label = f"{label}, {keys}"
+    chosen = filters.sql(DNS_SIDES)
+    counted = {Points.ONE: "SELECT * FROM seen", Points.SEVERAL: _ONCE, Points.STITCHED: _PRIMARY.format(chosen)}
+    if points is Points.STITCHED:
+        chosen = "true"
     return f"""
-    WITH {_bypassed(window) + "," if several_points else ""}
-    seen AS (SELECT * FROM dns WHERE {" AND ".join([*lookups_in(window), filters.sql(DNS_SIDES)])}),
-    counted AS ({_ONCE if several_points else "SELECT * FROM seen"}),
+    WITH {_bypassed(window) + "," if points is Points.SEVERAL else ""}
+    seen AS (SELECT * FROM dns WHERE {" AND ".join([*lookups_in(window), chosen])}),
+    counted AS ({counted[points]}),
     sided AS (
         SELECT {parts}, latency_ns, status, attempts, rcode, search_expansion, attempts > 0 AS asked FROM counted t
     ),
@@ -111,6 +115,13 @@ def _bypassed(window: Window) -> str:
         END
     )"""
 
+
+_PRIMARY: Final = """
+    -- A lookup is that of its connection's primary flow; the filters choose connections by any of their flows.
+    SELECT seen.* FROM seen JOIN connection_flows USING (flow_uid)
+    WHERE is_primary AND connection_uid IN (
+        SELECT connection_uid FROM seen JOIN connection_flows USING (flow_uid) WHERE {}
+    )"""
 
 _ONCE: Final = f"""
     -- A lookup seen at several observation points is one: that of the point nearest to the client, which saw it first.

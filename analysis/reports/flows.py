@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from analysis.reports.columns import ReportColumn, sides
-from analysis.reports.connections import flows_by_side
+from analysis.reports.connections import Points, flows_by_side
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.sides import PARTS, side_label
 from analysis.reports.window import Window
@@ -34,12 +34,12 @@ ORDER: Final = "failed DESC, orig_bytes + resp_bytes DESC, connections DESC"
 ORDER_TEXT: Final = "most failed first, then most bytes"
 
 
-def sql(window: Window, filters: Filters, by: str, several_points: bool) -> str:
+def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
     """One row for each pair of sides at the level `by`, with COLUMNS."""
     keys = ", ".join(f"{side}_{part}" for side in FLOW_SIDES for part in PARTS)
     failed = f"is_primary AND protocol = 'TCP' AND conn_state IN {FAILED_STATES}"
     return f"""
-    WITH {flows_by_side(window, filters, by, several_points)},
+    WITH {flows_by_side(window, filters, by, points)},
     pairs AS (
         SELECT {keys},
             count(*) FILTER (is_primary) AS connections,

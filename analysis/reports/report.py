@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.errors import UsageError
-from analysis.reports import dns, flows, retransmits
+from analysis.reports import dns, flows, paths, retransmits
 from analysis.reports.columns import ReportColumn
+from analysis.reports.connections import Points
 from analysis.reports.filters import Filters
 from analysis.reports.sides import LEVELS
 from analysis.reports.window import Window
@@ -25,7 +26,7 @@ class ReportKind:
 
     table: str
     columns: Callable[[str], Sequence[ReportColumn]]
-    sql: Callable[[Window, Filters, str, bool], str]
+    sql: Callable[[Window, Filters, str, Points], str]
     order: str
     order_text: str
 
@@ -35,6 +36,7 @@ REPORTS: Final = {
     "retransmits": ReportKind(
         "retransmits", lambda by: retransmits.COLUMNS, retransmits.sql, retransmits.ORDER, retransmits.ORDER_TEXT
     ),
+    "paths": ReportKind("hops", lambda by: paths.COLUMNS, paths.sql, paths.ORDER, paths.ORDER_TEXT),
     "dns": ReportKind("dns", dns.columns, dns.sql, dns.ORDER, dns.ORDER_TEXT),
 }
 
@@ -74,10 +76,10 @@ def make_report(
         raise UsageError(f"a report cannot be by '{by}'; it can be by {', '.join(LEVELS)}")
     columns = kind.columns(by)
     order, order_text = (kind.order, kind.order_text) if sort_by is None else _order(sort_by, columns)
-    names = ", ".join(column.name for column in columns)
-    ties = ", ".join(column.name for column in columns if column.unit in ("label", "text"))
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    ties = ", ".join(f'"{column.name}"' for column in columns if column.unit in ("label", "text"))
     rows = lake.arrow(
-        f"SELECT {names}, count(*) OVER () AS total FROM ({kind.sql(window, filters, by, lake.has_several_points)}) "
+        f"SELECT {names}, count(*) OVER () AS total FROM ({kind.sql(window, filters, by, lake.points)}) "
         f"ORDER BY {order}, {ties}" + ("" if limit is None else f" LIMIT {limit}")
     )
     total = rows["total"][0].as_py() if rows.num_rows else 0
@@ -90,5 +92,5 @@ def _order(sort_by: str, columns: Sequence[ReportColumn]) -> tuple[str, str]:
     if sort_by not in units:
         raise UsageError(f"this report has no column '{sort_by}'; it has {', '.join(units)}")
     if units[sort_by] in ("label", "text"):
-        return f"{sort_by} ASC NULLS LAST", f"by {sort_by}"
-    return f"{sort_by} DESC NULLS LAST", f"largest {sort_by} first"
+        return f'"{sort_by}" ASC NULLS LAST', f"by {sort_by}"
+    return f'"{sort_by}" DESC NULLS LAST', f"largest {sort_by} first"

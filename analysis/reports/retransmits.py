@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from analysis.reports.columns import ReportColumn, sides
-from analysis.reports.connections import flows_by_side
+from analysis.reports.connections import Points, flows_by_side
 from analysis.reports.filters import Filters
 from analysis.reports.sides import PARTS, side_label
 from analysis.reports.window import Window
@@ -53,7 +53,7 @@ ORDER: Final = "retransmitted_tcp_segments DESC, tcp_segments DESC"
 ORDER_TEXT: Final = "most retransmitted first"
 
 
-def sql(window: Window, filters: Filters, by: str, several_points: bool) -> str:
+def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
     """One row for each sender and peer at the level `by` with a packet of any kind, with COLUMNS.
 
     Delays and times are those of retransmissions, without the packets that only look like it. Within a window,
@@ -65,7 +65,7 @@ def sql(window: Window, filters: Filters, by: str, several_points: bool) -> str:
     )
     kinds = ", ".join(f"count(*) FILTER (kind = '{kind}') AS {kind}" for kind in KINDS)
     return f"""
-    WITH {flows_by_side(window, filters, by, several_points)},
+    WITH {flows_by_side(window, filters, by, points)},
     senders AS NOT MATERIALIZED ({_sender("orig", "resp")} UNION ALL {_sender("resp", "orig")}),
     events AS (
         SELECT flow_uid, sender, kind, tcp_segments AS again, ts, delay_ns FROM retransmits
@@ -93,5 +93,6 @@ def _sender(sender: str, peer: str) -> str:
     parts = ", ".join(
         f"{side}_{part} AS {role}_{part}" for role, side in zip(SIDES, (sender, peer), strict=True) for part in PARTS
     )
-    return f"""SELECT flow_uid, '{sender}' AS sender, {parts}, {sender}_tcp_segments AS sent
+    told = f"CASE WHEN is_reversed THEN '{peer}' ELSE '{sender}' END"
+    return f"""SELECT flow_uid, {told} AS sender, {parts}, {sender}_tcp_segments AS sent
         FROM sided WHERE protocol = 'TCP' AND counts_{sender}"""

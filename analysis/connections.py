@@ -1,0 +1,96 @@
+"""Connections: the flows that are one transport connection, whatever points and NATs its packets went past.
+
+Flows are one connection if they saw the same packet, or have the same 5-tuple at the same time at different points. Two
+packets are the same if their keys are (sightings.py); where a key says little, more has to fit:
+
+- a SYN without a timestamp, and every datagram, must have an end (address and port) in common with its image: NAT
+  turns one end of a packet, and a packet of which both were turned is known by others of its flow;
+- a datagram's image has orig's end in common (DNAT) or another key besides (SNAT: another packet, or the DNS question),
+  and is at another point of the same node at the same moment.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis import sightings_kernels as kernels
+from analysis.layout import NANOSECONDS, UDP
+
+Records = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+SLACK_NS: Final = 10 * NANOSECONDS
+"""No packet is on its way for longer, and no two nodes' clocks are further apart."""
+MOMENT_NS: Final = NANOSECONDS // 50
+"""How long a datagram takes through a node."""
+
+
+def connections_of(facts: Records, sightings: Records) -> tuple[Integers, Flags]:
+    """The connection of each flow (the smallest index of its flows), and whether its orig is the connection's resp.
+
+    Who opened a connection is told by a flow that saw the SYN, else by the first one. `facts`: FLOW_FACTS in order of
+    first_seen; `sightings`: SIGHTING, sorted by (key, ts).
+    """
+    parents = np.arange(len(facts))
+    flips = np.zeros(len(facts), np.uint8)
+    for left, right, opposite in (*_same_tuple(facts), _same_packet(facts, sightings)):
+        kernels.unite(parents, flips, left, right, opposite)
+    opener = parents.copy()
+    with_syn = np.flatnonzero(facts["orig_syn"] >= 0)[::-1]
+    opener[parents[with_syn]] = with_syn
+    return parents, (flips ^ flips[opener[parents]]) == 1
+
+
+def _same_tuple(facts: Records) -> list[tuple[Integers, Integers, npt.NDArray[np.uint8]]]:
+    """Flows at different points of one Community ID that overlap, unless SYNs differ: (one, other, opposite)."""
+    order = np.lexsort((facts["first_seen"], facts["community"]))
+    ordered = facts[order]
+    pairs = []
+    for step in range(1, len(np.unique(facts["point"]))):
+        left, right = ordered[:-step], ordered[step:]
+        same = (left["community"] == right["community"]) & (left["point"] != right["point"])
+        if not same.any():
+            break
+        same &= right["first_seen"] <= left["last_seen"] + NANOSECONDS
+        for syn in ("orig_syn", "resp_syn"):
+            same &= (left[syn] == right[syn]) | (left[syn] < 0) | (right[syn] < 0)
+        at = np.flatnonzero(same)
+        opposite = _end(left[at], "orig") != _end(right[at], "orig")
+        pairs.append((order[at], order[at + step], opposite.astype(np.uint8)))
+    return pairs
+
+
+def _same_packet(facts: Records, sightings: Records) -> tuple[Integers, Integers, npt.NDArray[np.uint8]]:
+    """Flows that saw the same packet: (one, other, opposite)."""
+    left, right = sightings[:-1], sightings[1:]
+    same = (left["key"] == right["key"]) & (left["flow"] != right["flow"]) & (right["ts"] - left["ts"] <= SLACK_NS)
+    left, right = left[same], right[same]
+    one, other = facts[left["flow"]], facts[right["flow"]]
+    opposite = left["sender"] != right["sender"]
+    orig = np.where(opposite, _end(one, "orig") == _end(other, "resp"), _end(one, "orig") == _end(other, "orig"))
+    resp = np.where(opposite, _end(one, "resp") == _end(other, "orig"), _end(one, "resp") == _end(other, "resp"))
+    decisive = (left["decisive"] & right["decisive"]) == 1
+    at_once = right["ts"] - left["ts"] <= MOMENT_NS
+    image = at_once & (one["node"] == other["node"]) & (one["point"] != other["point"])
+    image &= orig | (resp & _is_repeated(left["flow"], right["flow"]))
+    taken = (one["protocol"] == other["protocol"]) & np.where(one["protocol"] == UDP, image, decisive | orig | resp)
+    pair = left["flow"][taken].astype(np.int64), right["flow"][taken].astype(np.int64)
+    return *pair, opposite[taken].astype(np.uint8)
+
+
+def _end(facts: Records, side: str) -> Integers:
+    """Address and port as one number."""
+    end: Integers = facts[side].astype(np.int64) << 16 | facts[f"{side}_port"]
+    return end
+
+
+def _is_repeated(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> Flags:
+    """Of each pair, whether it occurs more than once."""
+    pair = np.minimum(left, right).astype(np.int64) << 32 | np.maximum(left, right)
+    _, place, count = np.unique(pair, return_inverse=True, return_counts=True)
+    repeated: Flags = count[place] > 1
+    return repeated

@@ -1,0 +1,97 @@
+"""Paths: in which order the packets of a connection pass its observation points, each way, and how long each hop takes.
+
+Only packets that several points saw say anything, and of these only those whose key no other packet of the flow has.
+One point is before another if most packets that both saw came there first. A hop that is never seen is no hop: Cilium's
+redirects, XDP and offload make packets skip interfaces.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis import paths_kernels as kernels
+
+Records = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+
+SEEN: Final = np.dtype(
+    [
+        ("way", "i8"),  # 2 * connection + 1 if its orig sent the packet
+        ("key", "u8"),
+        ("ts", "i8"),  # corrected by the node's clock offset
+        ("row", "i8"),  # of the table packets: the order of equal times
+        ("flow", "i4"),
+        ("packet", "i4"),  # ordinal of (way, key)
+    ],
+    align=True,
+)
+"""One packet at one point."""
+STEP: Final = np.dtype([("way", "i8"), ("flow", "i4"), ("position", "i4")], align=True)
+"""One point of a path."""
+HOP: Final = np.dtype(
+    [("way", "i8"), ("flow", "i4"), ("next_flow", "i4"), ("latency_ns", "i8"), ("ts", "i8")], align=True
+)
+"""One packet that went from one point of its path to the next."""
+
+
+def seen_packets(sightings: Records, connection: Integers, flipped: npt.NDArray[np.bool_]) -> Records:
+    """SEEN, sorted by (way, key, ts): the sightings of connections with several flows, but for keys that repeat."""
+    several = np.bincount(connection, minlength=len(connection)) > 1
+    kept = sightings[several[connection[sightings["flow"]]]]
+    seen = np.empty(len(kept), SEEN)
+    for name in ("key", "ts", "row", "flow"):
+        seen[name] = kept[name]
+    sent = (kept["sender"] == 1) ^ flipped[kept["flow"]]
+    seen["way"] = 2 * connection[kept["flow"]] + sent
+    seen = seen[np.lexsort((seen["ts"], seen["flow"], seen["key"], seen["way"]))]
+    again = _same(seen, "way", "key", "flow")
+    seen = seen[~(again | np.append(again[1:], False))]
+    packet = np.cumsum(~_same(seen, "way", "key"))
+    shared = np.bincount(packet, minlength=1)[packet] > 1
+    seen, packet = seen[shared], packet[shared]
+    seen["packet"] = np.unique(packet, return_inverse=True)[1]
+    return by_packet(seen)
+
+
+def by_packet(seen: Records) -> Records:
+    """SEEN, sorted by packet and time."""
+    ordered: Records = seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
+    return ordered
+
+
+def paths(seen: Records) -> Records:
+    """STEPs, sorted by (way, position). `seen`: SEEN with corrected times."""
+    steps = np.empty(len(seen), STEP)
+    return steps[: kernels.order(seen, steps)]
+
+
+def hops(seen: Records, steps: Records) -> Records:
+    """HOPs of all packets that two points saw which follow each other on the path."""
+    if not len(steps):
+        return np.empty(0, HOP)
+    code = steps["way"] << 32 | steps["flow"]
+    order = np.argsort(code)
+    wanted = seen["way"] << 32 | seen["flow"]
+    at = np.minimum(np.searchsorted(code, wanted, sorter=order), len(code) - 1)
+    found = code[order[at]] == wanted
+    rows, position = seen[found], steps["position"][order[at[found]]]
+    order = np.lexsort((position, rows["packet"]))
+    rows, position = rows[order], position[order]
+    next_ = (rows["packet"][1:] == rows["packet"][:-1]) & (position[1:] == position[:-1] + 1)
+    one, other = rows[:-1][next_], rows[1:][next_]
+    made = np.empty(len(one), HOP)
+    made["way"], made["flow"], made["next_flow"] = one["way"], one["flow"], other["flow"]
+    made["latency_ns"], made["ts"] = other["ts"] - one["ts"], one["ts"]
+    return made
+
+
+def _same(rows: Records, *names: str) -> npt.NDArray[np.bool_]:
+    """Whether each row has the same values as the one before it."""
+    same = np.zeros(len(rows), np.bool_)
+    same[1:] = True
+    for name in names:
+        same[1:] &= rows[name][1:] == rows[name][:-1]
+    return same

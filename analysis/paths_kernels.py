@@ -1,0 +1,81 @@
+"""The order of the points that the packets of one way of a connection pass."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+MOST_POINTS = 64
+
+kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@inner
+def number(flows, count, flow):
+    """Where `flow` is among the first `count`; -1: it is not."""
+    for k in range(count):
+        if flows[k] == flow:
+            return k
+    return -1
+
+
+@inner
+def count_before(seen, begin, end, flows, before):
+    """before[a, b]: how many packets came to a before b. Fills in `flows`, and returns how many there are."""
+    points = 0
+    packet_begin = begin
+    for i in range(begin, end):
+        if seen[i]["packet"] != seen[packet_begin]["packet"]:
+            packet_begin = i
+        b = number(flows, points, seen[i]["flow"])
+        if b < 0:
+            if points == MOST_POINTS:
+                continue
+            b = points
+            flows[b] = seen[i]["flow"]
+            before[b, : points + 1] = 0
+            before[: points + 1, b] = 0
+            points += 1
+        for k in range(packet_begin, i):
+            a = number(flows, points, seen[k]["flow"])
+            if a >= 0:
+                before[a, b] += 1
+    return points
+
+
+@kernel
+def order(seen, steps):
+    """Writes the points of each way in the order in which most packets pass them; returns how many.
+
+    seen: SEEN[n], sorted by packet and time, whose packets are sorted by way; steps: STEP[n]. Of the points that are
+    left comes next which fewest of the others are before.
+    """
+    flows = np.empty(MOST_POINTS, np.int32)
+    before = np.zeros((MOST_POINTS, MOST_POINTS), np.int64)
+    left = np.empty(MOST_POINTS, np.bool_)
+    written = 0
+    begin = 0
+    while begin < len(seen):
+        end = begin
+        while end < len(seen) and seen[end]["way"] == seen[begin]["way"]:
+            end += 1
+        points = count_before(seen, begin, end, flows, before)
+        left[:points] = True
+        for position in range(points):
+            best, fewest = -1, 0
+            for b in range(points):
+                if left[b]:
+                    earlier = 0
+                    for a in range(points):
+                        if left[a] and before[a, b] > before[b, a]:
+                            earlier += 1
+                    if best < 0 or earlier < fewest:
+                        best, fewest = b, earlier
+            left[best] = False
+            steps[written]["way"] = seen[begin]["way"]
+            steps[written]["flow"] = flows[best]
+            steps[written]["position"] = position
+            written += 1
+        begin = end
+    return written

@@ -1,0 +1,162 @@
+"""Sightings: packets that may be recognised at other observation points, chosen from the table packets.
+
+What survives the way through bridges, tunnels and NAT is the TCP sequence number, acknowledgment and timestamp, or a
+UDP datagram's IP id and length. GSO and GRO cut the same bytes differently, but the first packet of each cut has the
+same three numbers. A hash of them is a packet's key. Of a flow some eight to sixteen keys are kept, of a long one every
+64th, chosen by the hash itself: so every point chooses the same, and memory grows with the flows, hardly with packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis import sightings_kernels as kernels
+from analysis.columns import PROTOCOL_NAMES
+
+PACKET_ROW: Final = np.dtype(
+    [
+        ("ts", "i8"),
+        ("flow", "i4"),  # index into FLOW_FACTS; -1: none
+        ("src", "i4"),  # number of the source address
+        ("tcp_seq", "u4"),
+        ("tcp_ack", "u4"),
+        ("tcp_tsval", "u4"),
+        ("payload_length", "u4"),
+        ("ip_id", "u4"),
+        ("src_port", "u2"),
+        ("tcp_flags", "u2"),
+    ],
+    align=True,
+)
+SIGHTING: Final = np.dtype(
+    [
+        ("key", "u8"),
+        ("ts", "i8"),
+        ("row", "i8"),  # of the table packets
+        ("flow", "i4"),
+        ("sender", "u1"),  # 1: the flow's orig sent it
+        ("decisive", "u1"),  # 1: no two packets have this key by chance
+    ],
+    align=True,
+)
+FLOW_FACTS: Final = np.dtype(
+    [
+        ("uid", "u8"),
+        ("first_seen", "i8"),
+        ("last_seen", "i8"),
+        ("orig_syn", "i8"),  # sequence number of orig's SYN; -1: not seen
+        ("resp_syn", "i8"),
+        ("point", "i4"),
+        ("node", "i4"),
+        ("orig", "i4"),  # numbers of addresses
+        ("resp", "i4"),
+        ("community", "i4"),
+        ("mask", "i4"),  # bits of a key that must be 0
+        ("orig_port", "u2"),
+        ("resp_port", "u2"),
+        ("protocol", "u1"),
+    ],
+    align=True,
+)
+FEW: Final = 8
+"""Of a flow of so many packets, all are kept."""
+MOST_THINNED: Final = 63
+
+_COLUMNS: Final = [
+    *("ts", "flow_uid", "src_ip", "src_port", "tcp_flags", "tcp_seq", "tcp_ack", "tcp_tsval", "payload_length"),
+    "ip_id",
+]
+Records = npt.NDArray[Any]
+
+
+class Numbers(dict[Any, int]):
+    """Words to numbers, in the order in which they come."""
+
+    def __missing__(self, word: Any) -> int:
+        self[word] = number = len(self)
+        return number
+
+    def of(self, column: Any) -> npt.NDArray[np.int32]:
+        """The number of each word of an Arrow column; null is a word, too."""
+        coded = column.combine_chunks()
+        coded = coded if isinstance(coded, pa.DictionaryArray) else coded.dictionary_encode()
+        words = np.array([self[word] for word in coded.dictionary.to_pylist()] + [self[None]], np.int32)
+        numbered: npt.NDArray[np.int32] = words[numbers(coded.indices, -1)]
+        return numbered
+
+
+def numbers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
+    """An Arrow column of numbers or times (in nanoseconds), `null` where it has none."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    found: npt.NDArray[np.int64] = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
+    return found
+
+
+def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
+    """uint64 of uids, which are sixteen hexadecimal digits each."""
+    return np.array([int(text, 16) for text in texts.to_pylist()], np.uint64)
+
+
+def flow_facts(flows: pa.Table, addresses: Numbers) -> Records:
+    """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order."""
+    facts = np.zeros(len(flows), FLOW_FACTS)
+    facts["uid"] = uid_numbers(flows["flow_uid"])
+    for time in ("first_seen", "last_seen"):
+        facts[time] = numbers(flows[time])
+    facts["orig_syn"] = facts["resp_syn"] = -1
+    nodes = Numbers().of(flows["node"])
+    facts["node"] = nodes
+    interfaces, tunnels = (Numbers().of(flows[name]).tolist() for name in ("interface", "encapsulation"))
+    points = Numbers()
+    facts["point"] = [points[place] for place in zip(nodes.tolist(), interfaces, tunnels, strict=True)]
+    for side in ("orig", "resp"):
+        facts[side] = addresses.of(flows[f"{side}_ip"])
+        facts[f"{side}_port"] = numbers(flows[f"{side}_port"])
+    facts["community"] = Numbers().of(flows["community_id"])
+    codes = {name: number for number, name in enumerate(PROTOCOL_NAMES[:256])}
+    facts["protocol"] = [codes.get(str(name), 0) for name in flows["protocol"].to_pylist()]
+    packets = numbers(flows["orig_packets"]) + numbers(flows["resp_packets"])
+    thinned = 2 ** np.ceil(np.log2(np.maximum(packets / FEW, 1))).astype(np.int64) - 1
+    facts["mask"] = np.minimum(thinned, MOST_THINNED)
+    return facts
+
+
+def packet_rows(files: Sequence[Path], facts: Records, addresses: Numbers) -> Iterator[Records]:
+    """PACKET_ROW of all packets of the files, a row group at a time."""
+    order = np.argsort(facts["uid"])
+    for file in files:
+        with pq.ParquetFile(file, read_dictionary=["flow_uid", "src_ip"]) as source:
+            for group in range(source.num_row_groups):
+                yield _rows(source.read_row_group(group, columns=_COLUMNS), facts, order, addresses)
+
+
+def _rows(table: pa.Table, facts: Records, order: npt.NDArray[np.int64], addresses: Numbers) -> Records:
+    rows = np.empty(len(table), PACKET_ROW)
+    rows["ts"] = numbers(table["ts"])
+    uids: Any = table["flow_uid"].combine_chunks()
+    known = uid_numbers(uids.dictionary)
+    place = np.searchsorted(facts["uid"], known, sorter=order)
+    flow = np.append(order[np.minimum(place, len(order) - 1)], -1)
+    rows["flow"] = flow[numbers(uids.indices, -1)]
+    rows["src"] = addresses.of(table["src_ip"])
+    for name in ("tcp_seq", "tcp_ack", "tcp_tsval", "payload_length", "ip_id", "src_port", "tcp_flags"):
+        rows[name] = numbers(table[name])
+    return rows
+
+
+def read_sightings(files: Sequence[Path], facts: Records, addresses: Numbers) -> Records:
+    """SIGHTINGs of the packets in files of the table packets; fills in the SYNs of `facts`."""
+    found = []
+    first_row = 0
+    for rows in packet_rows(files, facts, addresses):
+        room = np.empty(len(rows), SIGHTING)
+        found.append(room[: kernels.sample(rows, first_row, facts, room)].copy())
+        first_row += len(rows)
+    return np.concatenate(found) if found else np.empty(0, SIGHTING)

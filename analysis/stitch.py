@@ -1,0 +1,195 @@
+"""Stitches a lake: which flows are one connection, by what path, where its packets were lost; how clocks differ.
+
+Derived from the facts of all batches, and made anew when another comes: a node's late recording finds its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from analysis.clocks import Offset, clock_offsets, corrected
+from analysis.connections import connections_of
+from analysis.lake import committed_files
+from analysis.layout import UDP
+from analysis.losses import events_of, losses, points_passed
+from analysis.paths import by_packet, hops, paths, seen_packets
+from analysis.sightings import Numbers, flow_facts, numbers, packet_rows, read_sightings, uid_numbers
+
+if TYPE_CHECKING:
+    from analysis.lake_reader import Lake
+
+Records = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+NOWHERE: Final = 1 << 20
+"""The position of a flow none of whose packets was seen elsewhere."""
+
+_FLOWS: Final = """
+SELECT flow_uid, node, interface, encapsulation, protocol, first_seen, last_seen, community_id,
+    orig_ip, orig_port, resp_ip, resp_port, orig_packets, resp_packets, orig_tcp_segments, resp_tcp_segments,
+    contains(history, 'A') AS orig_acknowledges, contains(history, 'a') AS resp_acknowledges
+FROM flows ORDER BY first_seen, flow_uid"""
+_RETRANSMITS: Final = """
+SELECT flow_uid, ts, sender, seq, delay_ns, tcp_segments FROM retransmits
+WHERE tcp_segments > 0 ORDER BY ts, flow_uid, seq"""
+
+
+@dataclass
+class Stitched:
+    """What facts say together. A way is 2 * connection + 1 of what its orig sends, + 0 of what its resp sends."""
+
+    flows: pa.Table
+    """In order of first_seen; all arrays by flow are in this order."""
+    facts: Records
+    connection: Integers
+    """Of each flow: the smallest index of its connection's flows."""
+    flipped: Flags
+    """Whether a flow calls orig whom the connection calls resp."""
+    position: Integers
+    """position[flow, 1] on the path of what orig sends, [flow, 0] of what resp sends; NOWHERE."""
+    hops: Records
+    offsets: list[Offset]
+    primary: Integers
+    """For each flow its connection's primary flow."""
+    sender_flow: Integers
+    """For each way the flow whose TCP segments count."""
+    retransmits: pa.Table
+    """In order of time; `row` of `events` is a row of it."""
+    events: Records
+    event_ways: Records
+    """EVENT_WAY of each event: by which way, and which flow tells it."""
+    located: npt.NDArray[np.int32]
+    """For each event what became of the send before it, and of its own if it was the last: as losses.losses()."""
+
+
+def stitch(lake: Lake) -> Stitched:
+    """What the facts of a lake say together."""
+    flows = lake.arrow(_FLOWS)
+    addresses = Numbers()
+    facts = flow_facts(flows, addresses)
+    node = facts["node"].astype(np.int64)
+    files = committed_files(lake.path, "packets")
+    sightings = read_sightings(files, facts, addresses)
+    sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
+    connection, flipped = connections_of(facts, sightings)
+    seen = seen_packets(sightings, connection, flipped)
+    offsets = clock_offsets(seen, node)
+    if offsets:
+        seen["ts"] = corrected(seen["ts"], node[seen["flow"]], offsets)
+        seen = by_packet(seen)
+    steps = paths(seen)
+    position = np.full((len(facts), 2), NOWHERE)
+    position[steps["flow"], steps["way"] & 1] = steps["position"]
+    sender_flow = _sender_flows(flows, facts, connection, flipped, position)
+    retransmits = lake.arrow(_RETRANSMITS)
+    events, ways, flow_ways = _events(retransmits, facts, connection, flipped, sender_flow, offsets)
+    points = points_passed(seen, steps, facts["mask"])
+    packets = _corrected_packets(files, facts, addresses, offsets) if len(events) else ()
+    last_seen = corrected(facts["last_seen"], node, offsets)
+    located = losses(events, ways, points, packets, facts, flow_ways, last_seen)
+    primary = _primary_flows(flows, facts, connection, flipped, position)
+    return Stitched(
+        flows,
+        facts,
+        connection,
+        flipped,
+        position,
+        hops(seen, steps),
+        offsets,
+        primary,
+        sender_flow,
+        retransmits,
+        events,
+        ways[events["way"]],
+        located,
+    )
+
+
+def _corrected_packets(
+    files: Sequence[Path], facts: Records, addresses: Numbers, offsets: list[Offset]
+) -> Iterator[Records]:
+    node = np.append(facts["node"].astype(np.int64), -1)
+    for rows in packet_rows(files, facts, addresses):
+        if offsets:
+            rows["ts"] = corrected(rows["ts"], node[rows["flow"]], offsets)
+        yield rows
+
+
+def of_side(flows: pa.Table, what: str, sent_by_orig: bool, flipped: Flags) -> Integers:
+    """A figure of flows, such as packets, of the connection's orig or resp."""
+    by_orig = ~flipped if sent_by_orig else flipped
+    orig, resp = (flows[f"{side}_{what}"].to_numpy(zero_copy_only=False) for side in ("orig", "resp"))
+    return np.where(by_orig, orig, resp)
+
+
+def _sender_flows(
+    flows: pa.Table, facts: Records, connection: Integers, flipped: Flags, position: Integers
+) -> Integers:
+    """For each way the flow that saw most TCP segments, for loss takes away; of several, the nearest to the sender."""
+    sender_flow = np.full(2 * len(flows), -1)
+    for sent in (0, 1):
+        segments = of_side(flows, "tcp_segments", sent == 1, flipped)
+        order = np.lexsort((-facts["first_seen"], -position[:, sent], segments, connection))
+        sender_flow[2 * connection[order] + sent] = order
+    return sender_flow
+
+
+def _primary_flows(
+    flows: pa.Table, facts: Records, connection: Integers, flipped: Flags, position: Integers
+) -> Integers:
+    """The flow nearest to orig; but not where packets went past that point.
+
+    They did where orig never speaks, or acknowledges what was not seen; where another point saw twice as many TCP
+    segments of orig; and, as UDP does not acknowledge, where a point nearer to orig has the answers, or this very point
+    has them as another flow's, by the address before NAT. An answer that was lost is at none of these.
+    """
+    sent, answered = (of_side(flows, "packets", by_orig, flipped) for by_orig in (True, False))
+    acknowledges = of_side(flows, "acknowledges", True, flipped)
+    segments = of_side(flows, "tcp_segments", True, flipped)
+    most = np.zeros(len(flows), np.int64)
+    np.maximum.at(most, connection, segments)
+    nearest_answer = np.full(len(flows), NOWHERE)
+    np.minimum.at(nearest_answer, connection, np.where(answered > 0, position[:, 1], NOWHERE))
+    here = connection << 32 | facts["point"]
+    only_answers = np.isin(here, here[(sent == 0) & (answered > 0)])
+    turned = (answered == 0) & ((nearest_answer[connection] < position[:, 1]) | only_answers)
+    bypassed = (sent == 0) | ((answered == 0) & (acknowledges == 1)) | (2 * segments < most[connection])
+    bypassed |= (facts["protocol"] == UDP) & turned
+    order = np.lexsort((facts["first_seen"], position[:, 1], bypassed, connection))[::-1]
+    primary = np.empty(len(flows), np.int64)
+    primary[connection[order]] = order
+    return primary[connection]
+
+
+def _events(
+    retransmits: pa.Table,
+    facts: Records,
+    connection: Integers,
+    flipped: Flags,
+    sender_flow: Integers,
+    offsets: list[Offset],
+) -> tuple[Records, Records, npt.NDArray[np.int32]]:
+    """EVENTs of the flows that count, EVENT_WAYs, and for each flow and side of it the index of its way."""
+    order = np.argsort(facts["uid"])
+    uids = uid_numbers(retransmits["flow_uid"])
+    flow = order[np.searchsorted(facts["uid"], uids, sorter=order)]
+    by_orig = np.array([sender == "orig" for sender in retransmits["sender"].to_pylist()], np.bool_)
+    way = 2 * connection[flow] + (by_orig ^ flipped[flow])
+    at = np.flatnonzero(sender_flow[way] == flow)
+    ts = numbers(retransmits["ts"])
+    ts = corrected(ts, facts["node"].astype(np.int64)[flow], offsets)
+    delay = numbers(retransmits["delay_ns"], -1)
+    seq = retransmits["seq"].to_numpy().astype(np.uint32)
+    events, ways = events_of(way[at], ts[at], delay[at], seq[at], at, sender_flow)
+    place = np.full(2 * len(facts), -1, np.int32)
+    place[ways["way"]] = np.arange(len(ways))
+    flow_ways = np.stack([place[2 * connection + (by_orig ^ flipped)] for by_orig in (False, True)], axis=1)
+    return events, ways, flow_ways

@@ -1,0 +1,262 @@
+"""The derived tables, of what stitch.py found."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis import columns
+from analysis.clocks import corrected
+from analysis.schemas import CONNECTIONS, NAME, TABLES
+from analysis.stitch import NOWHERE, Stitched
+
+Integers = npt.NDArray[np.int64]
+
+MOST_LATENCIES: Final = 16
+_PLACE: Final = ("node", "interface", "encapsulation")
+
+
+def derived_tables(stitched: Stitched) -> dict[str, pa.Table]:
+    """All of schemas.DERIVED by name; connections without the columns that identities.py fills in."""
+    return {
+        "connections": _connections(stitched),
+        "connection_flows": _connection_flows(stitched),
+        "hops": _hops(stitched),
+        "losses": _losses(stitched),
+        "clocks": _clocks(stitched),
+    }
+
+
+def _connections(stitched: Stitched) -> pa.Table:
+    connection = stitched.connection
+    roots = np.flatnonzero(connection == np.arange(len(connection)))
+    begin, end = _seen(stitched)
+    np.minimum.at(begin, connection, begin.copy())
+    np.maximum.at(end, connection, end.copy())
+    roots = roots[np.argsort(begin[roots], kind="stable")]
+    primary, near_resp = stitched.primary[roots], _nearest(stitched, orig=False)[roots]
+    orig_ip, orig_port = _end(stitched, "orig", primary)
+    resp_ip, resp_port = _end(stitched, "resp", primary)
+    backend_ip, backend_port = _end(stitched, "resp", near_resp)
+    snat_ip, snat_port = _end(stitched, "orig", near_resp)
+    same = pc.fill_null(pc.and_(pc.equal(orig_ip, snat_ip), pc.equal(orig_port, snat_port)), True)
+    values = {
+        "connection_uid": _of_flows(stitched, "flow_uid", primary),
+        "protocol": _names(stitched, "protocol", primary),
+        "first_seen": columns.times(begin[roots]),
+        "last_seen": columns.times(end[roots]),
+        "orig_ip": orig_ip,
+        "orig_port": orig_port,
+        "resp_ip": resp_ip,
+        "resp_port": resp_port,
+        "backend_ip": backend_ip,
+        "backend_port": backend_port,
+        "snat_ip": pc.if_else(same, pa.scalar(None, snat_ip.type), snat_ip),
+        "snat_port": pc.if_else(same, pa.scalar(None, snat_port.type), snat_port),
+        "flows": np.bincount(connection, minlength=len(connection))[roots],
+        "path": _path(stitched, 1, roots),
+        "return_path": _path(stitched, 0, roots),
+    }
+    return _table("connections", values)
+
+
+def _connection_flows(stitched: Stitched) -> pa.Table:
+    flow = np.arange(len(stitched.facts))
+    alone = np.bincount(stitched.connection, minlength=len(flow))[stitched.connection] == 1
+    aside = (stitched.position >= NOWHERE).all(axis=1)
+    near_orig, near_resp = (_nearest(stitched, orig) == flow for orig in (True, False))
+    roles = np.select(
+        [alone | (near_orig & near_resp), aside, near_orig, near_resp], ["only", "aside", "orig", "resp"], "between"
+    )
+    way = 2 * stitched.connection
+    values = {
+        "connection_uid": _of_flows(stitched, "flow_uid", stitched.primary),
+        "flow_uid": stitched.flows["flow_uid"],
+        "role": roles.astype(object),
+        "is_primary": stitched.primary == flow,
+        "counts_orig": stitched.sender_flow[way + 1] == flow,
+        "counts_resp": stitched.sender_flow[way] == flow,
+        "is_reversed": stitched.flipped,
+        "position": _or_null(stitched.position[:, 1]),
+        "return_position": _or_null(stitched.position[:, 0]),
+    }
+    return _table("connection_flows", values)
+
+
+def _hops(stitched: Stitched) -> pa.Table:
+    """Hops that packets were seen to take, and those that they were lost on."""
+    seen = stitched.hops
+    lost, last, after = _lost(stitched)
+    segments = stitched.retransmits["tcp_segments"].to_numpy()[stitched.events["row"][lost]]
+    way = np.append(seen["way"], stitched.event_ways["way"][lost])
+    one, other = np.append(seen["flow"], last), np.append(seen["next_flow"], after)
+    is_packet = np.arange(len(way)) < len(seen)
+    order = np.lexsort((~is_packet, other, one, way))
+    way, one, other, is_packet = way[order], one[order], other[order], is_packet[order]
+    latency = np.append(seen["latency_ns"], np.zeros(len(lost), np.int64))[order]
+    lost_segments = np.append(np.zeros(len(seen), np.int64), segments)[order]
+    changes = (np.diff(way) != 0) | (np.diff(one) != 0) | (np.diff(other) != 0)
+    begin = np.flatnonzero(np.append(True, changes)[: len(way)])
+    group = np.repeat(np.arange(len(begin)), np.diff(np.append(begin, len(way))))
+    packets = np.bincount(group, is_packet, len(begin)).astype(np.int64)
+    every = np.maximum(-(-packets // MOST_LATENCIES), 1)
+    told = is_packet & ((np.arange(len(way)) - begin[group]) % every[group] == 0)
+    way, one, other = way[begin], one[begin], other[begin]
+    first, last = _seen(stitched)
+    values = {
+        "connection_uid": _names(stitched, "flow_uid", stitched.primary[one]),
+        "sender": _senders(way),
+        "position": stitched.position[one, way & 1],
+        **_point(stitched, "from", one),
+        **_point(stitched, "to", other),
+        "packets": packets,
+        "latencies_ns": _lists(np.bincount(group[told], minlength=len(begin)), _array(latency[told])),
+        "lost_tcp_segments": np.bincount(group, lost_segments, len(begin)).astype(np.int64),
+        "first_seen": columns.times(first[one]),
+        "last_seen": columns.times(last[one]),
+    }
+    return _table("hops", values)
+
+
+def _losses(stitched: Stitched) -> pa.Table:
+    located = stitched.located.astype(np.int64)
+    never_again = np.flatnonzero((located[:, 2:] >= 0).all(axis=1))
+    event = np.append(np.arange(len(located)), never_again)
+    last, after = np.concatenate([located[:, :2], located[never_again, 2:]]).T
+    resent = np.arange(len(event)) < len(located)
+    order = np.lexsort((resent, stitched.events["row"][event]))
+    event, last, after, resent = event[order], last[order], after[order], resent[order]
+    ways = stitched.event_ways[event]
+    told = stitched.retransmits.take(_array(stitched.events["row"][event]))
+    values = {
+        "ts": told["ts"],
+        "resent": resent,
+        "connection_uid": _names(stitched, "flow_uid", stitched.primary[ways["flow"]]),
+        "flow_uid": told["flow_uid"],
+        "sender": _senders(ways["way"]),
+        "seq": told["seq"],
+        "tcp_segments": told["tcp_segments"],
+        "verdict": np.select([last < 0, after < 0], ["before", "arrived"], "lost").astype(object),
+        **_point(stitched, "after", last),
+        **_point(stitched, "before", after),
+    }
+    return _table("losses", values)
+
+
+def _lost(stitched: Stitched) -> tuple[Integers, Integers, Integers]:
+    """(event, flow, next flow) of all sends that were lost between two points."""
+    sends = [stitched.located[:, :2].astype(np.int64), stitched.located[:, 2:].astype(np.int64)]
+    event = [np.flatnonzero((each >= 0).all(axis=1)) for each in sends]
+    last, after = np.concatenate([each[at] for each, at in zip(sends, event, strict=True)]).T
+    return np.concatenate(event), last, after
+
+
+def _clocks(stitched: Stitched) -> pa.Table:
+    numbers, first = np.unique(stitched.facts["node"], return_index=True)
+    nodes = dict(zip(numbers.tolist(), stitched.flows["node"].take(_array(first)).to_pylist(), strict=True))
+    offsets = stitched.offsets
+    values: dict[str, Any] = {
+        "node": [nodes[each.node] for each in offsets],
+        "reference": [nodes[0]] * len(offsets),
+        "start": columns.times(np.array([each.start_ns for each in offsets], np.int64)),
+        "end": columns.times(np.array([each.end_ns for each in offsets], np.int64)),
+        **{name: [getattr(each, name) for each in offsets] for name in ("offset_ns", "drift_ppb", "bound_ns")},
+        "packets": [each.packets for each in offsets],
+    }
+    return _table("clocks", values)
+
+
+# --- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def _seen(stitched: Stitched) -> tuple[Integers, Integers]:
+    """first_seen and last_seen of each flow by the reference node's clock."""
+    facts, node = stitched.facts, stitched.facts["node"].astype(np.int64)
+    first, last = (corrected(facts[name], node, stitched.offsets) for name in ("first_seen", "last_seen"))
+    return first, last
+
+
+def _nearest(stitched: Stitched, orig: bool) -> Integers:
+    """For each flow, its connection's flow nearest to orig (or resp) that saw what orig sent; else the primary."""
+    position, connection = stitched.position[:, 1], stitched.connection
+    known = np.flatnonzero(position < NOWHERE)
+    order = known[np.argsort(position[known])]
+    nearest = np.full(len(connection), -1)
+    order = order[::-1] if orig else order
+    nearest[connection[order]] = order
+    return np.where(nearest[connection] < 0, stitched.primary, nearest[connection])
+
+
+def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
+    """Address and port of the connection's orig or resp, as these flows have them."""
+    is_orig = _array(stitched.flipped[flow] == (side == "resp"))
+    ip, port = (
+        pc.if_else(is_orig, _of_flows(stitched, f"orig_{what}", flow), _of_flows(stitched, f"resp_{what}", flow))
+        for what in ("ip", "port")
+    )
+    return ip, port
+
+
+def _path(stitched: Stitched, sent: int, roots: Integers) -> Any:
+    """For each connection the names of its points, in the order of its path."""
+    places = zip(*(stitched.flows[name].to_pylist() for name in _PLACE), strict=True)
+    numbers: dict[tuple[Any, ...], int] = {}
+    index = np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
+    names = pa.array(["/".join(part for part in place if part) for place in numbers], pa.string())
+    position = stitched.position[:, sent]
+    rank = np.full(len(position), len(roots))
+    rank[roots] = np.arange(len(roots))
+    order = np.lexsort((position, rank[stitched.connection]))
+    order = order[position[order] < NOWHERE]
+    counts = np.bincount(rank[stitched.connection[order]], minlength=len(roots))
+    return _lists(counts, names.take(_array(index[order])))
+
+
+def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
+    return {f"{prefix}_{name}": _names(stitched, name, flow) for name in ("flow_uid", *_PLACE)}
+
+
+def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:
+    return stitched.flows[name].combine_chunks().take(_array(flow))
+
+
+def _names(stitched: Stitched, name: str, flow: Integers) -> Any:
+    """A column of flows as a dictionary, null where `flow` is -1."""
+    words: Any = _typed(stitched.flows[name], NAME)
+    return words.take(pa.array(np.maximum(flow, 0), mask=flow < 0))
+
+
+def _senders(way: Integers) -> Any:
+    return columns.names((way & 1).astype(np.int32), ["resp", "orig"])
+
+
+def _or_null(position: Integers) -> Any:
+    return pa.array(position.astype(np.int32), mask=position >= NOWHERE)
+
+
+def _lists(counts: Integers, values: Any) -> Any:
+    """Lists that follow each other in `values`."""
+    return pa.ListArray.from_arrays(_array(np.append(0, np.cumsum(counts)).astype(np.int32)), values)
+
+
+def _array(values: npt.NDArray[Any]) -> Any:
+    return pa.array(values)
+
+
+def _table(name: str, values: dict[str, Any]) -> pa.Table:
+    """The columns in the order of the schema, but for those of identities."""
+    schema = pa.schema([field for field in TABLES[name].schema if name != CONNECTIONS.name or field.name in values])
+    return pa.table([_typed(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def _typed(values: Any, type_: pa.DataType) -> Any:
+    column: Any = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if type_ == NAME and not isinstance(column, pa.DictionaryArray):
+        column = column.cast(pa.string()).dictionary_encode()
+    return column if column.type == type_ else column.cast(type_)

@@ -1,0 +1,128 @@
+"""The kernels of stitching equal their naive twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import losses_kernels, paths_kernels, sightings_kernels
+from analysis.losses import EVENT, EVENT_WAY, SEND, events_of
+from analysis.paths import SEEN, STEP, by_packet
+from analysis.sightings import FLOW_FACTS, PACKET_ROW, SIGHTING
+from tests import naive_stitch as naive
+
+pytestmark = pytest.mark.kernel
+SEEDS = range(12)
+
+
+def flows_and_rows(choice: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A few flows, and packets of theirs and of none, whose numbers are often the same."""
+    flows = np.zeros(int(choice.integers(1, 6)), FLOW_FACTS)
+    flows["protocol"] = choice.choice([6, 17, 1], len(flows))
+    flows["mask"] = choice.choice([0, 1, 7], len(flows))
+    flows["orig"], flows["orig_port"] = choice.integers(0, 3, len(flows)), choice.integers(1, 3, len(flows))
+    flows["orig_syn"] = flows["resp_syn"] = -1
+    rows = np.zeros(60, PACKET_ROW)
+    rows["flow"] = choice.integers(-1, len(flows), len(rows))
+    rows["ts"] = np.sort(choice.integers(0, 1000, len(rows)))
+    for name, most in (
+        ("src", 3),
+        ("src_port", 3),
+        ("ip_id", 3),
+        ("payload_length", 4),
+        ("tcp_ack", 3),
+        ("tcp_tsval", 3),
+    ):
+        rows[name] = choice.integers(0, most, len(rows))
+    rows["tcp_seq"] = (2**32 - 6 + choice.integers(0, 12, len(rows))) % 2**32
+    rows["tcp_flags"] = choice.choice([16, 24, 2, 18, 17, 4], len(rows))
+    return flows, rows
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_packets_are_chosen(seed: int) -> None:
+    flows, rows = flows_and_rows(np.random.default_rng(seed))
+    expected, syns = naive.sample(rows, 1000, flows)
+    room = np.empty(len(rows), SIGHTING)
+    with np.errstate(over="ignore"):
+        found = room[: sightings_kernels.sample(rows, 1000, flows, room)]
+    assert [tuple(row.tolist()) for row in found[["key", "ts", "row", "flow", "sender", "decisive"]]] == expected
+    assert flows[["orig_syn", "resp_syn"]].tolist() == [tuple(pair) for pair in syns]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_flows_are_united(seed: int) -> None:
+    choice = np.random.default_rng(seed)
+    count = 12
+    side = choice.integers(0, 2, count)  # so that no tie contradicts another
+    pairs = choice.integers(0, count, (int(choice.integers(0, 14)), 2))
+    opposite = (side[pairs[:, 0]] ^ side[pairs[:, 1]]).astype(np.uint8)
+    parents, flips = np.arange(count), np.zeros(count, np.uint8)
+    sightings_kernels.unite(parents, flips, pairs[:, 0].copy(), pairs[:, 1].copy(), opposite)
+    ties = [(int(a), int(b), int(o)) for (a, b), o in zip(pairs, opposite, strict=True)]
+    assert list(zip(parents.tolist(), flips.tolist(), strict=True)) == naive.unite(count, ties)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_points_are_ordered(seed: int) -> None:
+    choice = np.random.default_rng(seed)
+    rows = []
+    for packet in range(12):
+        flows = choice.permutation(6)[: choice.integers(2, 6)]
+        delays = np.sort(choice.integers(0, 50, len(flows)))
+        rows += [
+            (packet // 4, 0, 100 * packet + d, k, f, packet) for k, (f, d) in enumerate(zip(flows, delays, strict=True))
+        ]
+    seen = by_packet(
+        np.array(rows, [(name, SEEN[name]) for name in ("way", "key", "ts", "row", "flow", "packet")]).astype(SEEN)
+    )
+    steps = np.empty(len(seen), STEP)
+    found = steps[: paths_kernels.order(seen, steps)]
+    assert found[["way", "flow", "position"]].tolist() == naive.order(seen)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sends_are_found(seed: int) -> None:
+    choice = np.random.default_rng(seed)
+    flows, rows = flows_and_rows(choice)
+    number = 8
+    way = choice.integers(0, 2, number)
+    seq = ((2**32 - 6 + choice.integers(0, 12, number)) % 2**32).astype(np.uint32)
+    sender_flow = np.zeros(4, np.int64)
+    events, ways = events_of(way, np.arange(number), np.full(number, 1), seq, np.arange(number), sender_flow)
+    flow_ways = choice.integers(-1, len(ways), (len(flows), 2)).astype(np.int32)
+    room = np.empty(2000, SEND)
+    found = room[: losses_kernels.find(rows, flows, flow_ways, ways, events, room)]
+    assert sorted(found.tolist()) == sorted(naive.find(rows, flows, flow_ways, ways, events))
+    assert losses_kernels.find(rows, flows, flow_ways, ways, events, room[: max(len(found) - 1, 0)]) == (
+        -1 if len(found) else 0
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_losses_are_located(seed: int) -> None:
+    """Three sends of one byte, each of which goes so far, and may arrive after the next was sent."""
+    choice = np.random.default_rng(seed)
+    path = choice.permutation(5)[: choice.integers(1, 6)].astype(np.int32)
+    nearest = int(path[choice.integers(0, len(path))])
+    ways = np.zeros(1, EVENT_WAY)
+    ways["flow"], ways["last_point"] = nearest, len(path)
+    points = np.zeros(len(path), STEP)
+    points["flow"] = path
+    times = [100, 200, 300]
+    events = np.zeros(2, EVENT)
+    events["ts"], events["previous_ts"] = times[1:], [100 if choice.random() < 0.8 else naive.NEVER, 200]
+    sends = []
+    for ts in times:
+        for hop in range(int(choice.integers(0, len(path) + 1))):
+            if choice.random() < 0.9 or path[hop] == nearest:
+                sends.append((int(path[hop]), ts + hop * int(choice.integers(1, 40))))
+    sends = [each for each in sends if each[0] != nearest] + [(nearest, ts) for ts in times]
+    of_both = [(event, flow, ts) for event in (0, 1) for flow, ts in sends]
+    last_seen = choice.integers(0, 500, 5)
+    found = np.empty((2, 4), np.int32)
+    rows = np.zeros(len(of_both), SEND)
+    rows[["event", "flow", "ts"]] = of_both
+    starts = np.array([0, len(sends), 2 * len(sends)])
+    losses_kernels.locate(events, ways, points, last_seen, rows, starts, found)
+    assert found.tolist() == naive.locate(events, ways, [path.tolist()], last_seen.tolist(), of_both)
