@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
 import kubernetes_validate
 import pytest
-import yaml
 
 from capture.arguments import parse_size
 from podtap import COMMANDS, main
+from tests.deployments import COMPONENTS, DEPLOY, ROOT, Object, containers, filled_in, overlay, rendered, workloads
 
-ROOT = Path(__file__).resolve().parents[1]
-DEPLOY = ROOT / "capture" / "deploy"
-KUBECTL = Path(sys.executable).with_name("kubectl")
-COMPONENTS = sorted(path.name for path in (DEPLOY / "components").iterdir())
 CHOICES = {"base": [], "all": COMPONENTS, "all, backwards": COMPONENTS[::-1]} | {each: [each] for each in COMPONENTS}
 """What may be installed -> the components that it takes."""
 VERSIONS = ("1.29", "1.33", "1.36")
 CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
 """Of the Prometheus Operator: no schema of Kubernetes."""
-
-Object = dict[str, Any]
-
-
-def rendered(folder: Path) -> list[Object]:
-    done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=True)
-    assert done.stderr == ""  # warnings of what is deprecated
-    return list(yaml.safe_load_all(done.stdout))
-
-
-def overlay(folder: Path, components: list[str]) -> Path:
-    """As docs/deploy.md says that one is written; kustomize wants relative paths."""
-    bases = {"resources": ["base"], "components": [f"components/{each}" for each in components]}
-    paths = {field: [os.path.relpath(DEPLOY / path, folder) for path in these] for field, these in bases.items()}
-    kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "podtap"}
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kind | paths))
-    return folder
 
 
 @pytest.fixture(scope="module", params=CHOICES)
@@ -57,19 +31,6 @@ def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_an_overlay_of_each_component_is_there(component: str, tmp_path: Path) -> None:
     assert rendered(DEPLOY / "overlays" / component) == rendered(overlay(tmp_path, [component]))
-
-
-def workloads(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Name and pod spec of each."""
-    for each in objects:
-        if each["kind"] in ("DaemonSet", "Deployment", "StatefulSet"):
-            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
-
-
-def containers(objects: list[Object]) -> Iterator[tuple[str, Object, Object]]:
-    for workload, spec in workloads(objects):
-        for container in spec["containers"] + spec.get("initContainers", []):
-            yield f"{workload}/{container['name']}", spec, container
 
 
 @cache
@@ -193,10 +154,6 @@ def test_the_journal_keeps_below_its_volume(objects: list[Object]) -> None:
         claim = next(each for each in objects if each["kind"] == "PersistentVolumeClaim")
         limit = claim["spec"]["resources"]["requests"]["storage"]
     assert parse_size(quota) <= parse_size(limit) - 512 * 2**20
-
-
-def filled_in(argument: str, variables: dict[str, str]) -> str:
-    return re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], argument)
 
 
 def test_the_command_knows_every_argument(objects: list[Object]) -> None:
