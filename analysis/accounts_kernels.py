@@ -28,6 +28,7 @@ ACCOUNT = in_lines(
     ("has_ports", "u1"),
     ("seen_synack", "u1"),
     ("named", "u1"),  # orig's first data was looked at for a server name
+    ("history_length", "u1"),
     # what few packets change
     ("flow_uid", "u8"),
     ("orig_hi", "u8"),
@@ -35,10 +36,9 @@ ACCOUNT = in_lines(
     ("resp_hi", "u8"),
     ("resp_lo", "u8"),
     ("missed_bytes", "i8"),
-    ("zero_windows", "i8"),
+    ("zero_windows", "u4"),
     ("interface", "i4"),
     ("encapsulation", "u4"),
-    ("history_length", "i4"),
     ("orig_port", "u2"),
     ("resp_port", "u2"),
 )
@@ -59,14 +59,14 @@ ACCOUNT_SIDE = in_lines(
     ("syn_seq", "u4"),
     ("fin_end", "u4"),
     ("rst_seq", "u4"),
+    ("repeats", "u4"),  # packets that are a T of the history
+    ("zero_windows", "u4"),
+    ("gaps", "u4"),
     ("out_of_order", "i8"),
     ("before_packets", "i8"),  # what had been counted when the minute began
     ("before_bytes", "i8"),
     ("before_tcp_segments", "i8"),
     ("before_retransmits", "i8"),
-    ("repeats", "i8"),  # packets that are a T of the history
-    ("zero_windows", "i8"),
-    ("gaps", "i8"),
 )
 
 MINUTE = np.dtype(
@@ -122,9 +122,13 @@ FLOW_COUNT, MINUTE_COUNT, NAME_COUNT = range(3)
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
+hot = numba.njit(
+    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
+)
+"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
-@inner
+@hot
 def ahead(x, y):
     """x - y modulo 2^32 as a signed number."""
     distance = (np.int64(x) - np.int64(y)) & 0xFFFFFFFF
@@ -139,7 +143,7 @@ def write_letter(accounts, slot, letter, is_orig):
         flow["history_length"] += 1
 
 
-@inner
+@hot
 def write_once(accounts, slot, side, letter, is_orig):
     bit = np.int64(1) << (letter - 65)
     if not np.int64(side["letters"]) & bit:
@@ -280,7 +284,7 @@ def advance_state(p, me, you, is_orig):
         set_state(me, np.int64(RESET))
 
 
-@inner
+@hot
 def write_history(accounts, slot, p, me, you, is_orig, missed):
     """Zeek's history letters of one TCP packet; states are those before the packet."""
     flags = p["tcp_flags"]
@@ -314,7 +318,7 @@ def write_history(accounts, slot, p, me, you, is_orig, missed):
         write_once(accounts, slot, me, np.int64(65), is_orig)  # A
     if p["tcp_window"] == 0 and not flags & RST and you["state"] != CLOSED and me["state"] != RESET:
         me["zero_windows"] += 1
-        write_power_of_ten(accounts, slot, me["zero_windows"], np.int64(87), is_orig)  # W
+        write_power_of_ten(accounts, slot, np.int64(me["zero_windows"]), np.int64(87), is_orig)  # W
     if me["started"]:
         advance = ahead(end, me["last_end"])
         if advance > 0:
@@ -322,16 +326,16 @@ def write_history(accounts, slot, p, me, you, is_orig, missed):
                 me["last_end"] = end
         elif length > 0 and me["state"] != RESET and not flags & RST:
             me["repeats"] += 1
-            write_power_of_ten(accounts, slot, me["repeats"], np.int64(84), is_orig)  # T
+            write_power_of_ten(accounts, slot, np.int64(me["repeats"]), np.int64(84), is_orig)  # T
     else:
         me["started"] = 1
         me["last_end"] = end
     if missed > 0:
         you["gaps"] += 1
-        write_power_of_ten(accounts, slot, you["gaps"], np.int64(71), not is_orig)  # G
+        write_power_of_ten(accounts, slot, np.int64(you["gaps"]), np.int64(71), not is_orig)  # G
 
 
-@inner
+@hot
 def time_handshake(flow, p, is_orig):
     """SYN to the first ACK without SYN, once a SYN-ACK came: tshark's tcp.analysis.initial_rtt."""
     flags = p["tcp_flags"]
@@ -406,7 +410,7 @@ def find_host(data, at, end):
     return at, np.int64(0)
 
 
-@inner
+@hot
 def add_packet(accounts, slot, p, me, you, verdict):
     is_orig = p["from_orig"] == 1
     flow = accounts.flows[slot]
@@ -439,7 +443,7 @@ def add_packet(accounts, slot, p, me, you, verdict):
         me["vni"] = p["vni"]
 
 
-@inner
+@hot
 def look_ahead(packets, i, accounts):
     """Asks for the accounts of packets[i]."""
     if i < len(packets):

@@ -3,8 +3,8 @@
 A packet that goes from node a to node b is seen there later by its latency and by b's offset; one that comes back, by
 the offset less its latency. So the least difference one way and the greatest the other way bound the offset from above
 and below: their middle is the estimate, half their distance the bound that no latency can break. A clock that runs too
-fast is a line, whose slope comes from the middles of each second; one that is set anew breaks the bounds, and the time
-is cut in two until they hold.
+fast is a line, of the slope that leaves most room between the bounds; one that is set anew breaks them, and the time is
+cut in two until they hold.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ WINDOW_NS: Final = 60 * NANOSECONDS
 SHORTEST_NS: Final = 2 * NANOSECONDS
 TOLERANCE_NS: Final = 20_000
 """The bounds may cross by this much: a slope is not exact."""
-FEWEST_BINS: Final = 5
-"""Of seconds with packets both ways, for a slope."""
+FEWEST_SECONDS: Final = 5
+"""With packets each way, for a slope."""
+STEEPEST, FLATTEST = 1e-3, 1e-9
+"""No clock gains more, and no difference below matters: 1,000 and 0.001 parts in a million."""
 
 
 @dataclass(frozen=True)
@@ -148,37 +150,46 @@ def _fitted(node: int, times: Integers, difference: Integers, forth: npt.NDArray
     return found
 
 
-def _window(node: int, times: Integers, difference: Integers, forth: npt.NDArray[np.bool_]) -> list[Offset]:
+def _window(
+    node: int, times: Integers, difference: Integers, forth: npt.NDArray[np.bool_], slope: float = 0.0
+) -> list[Offset]:
+    """`slope`: of the clock in the time around, for one too short to tell."""
     if not forth.any() or forth.all():
         return []
     start, end = int(times[0]), int(times[-1]) + 1
     middle = (start + end) // 2
-    slope = _slope(times - middle, difference, forth)
+    if min(_seconds(times[forth]), _seconds(times[~forth])) >= FEWEST_SECONDS:
+        slope = _slope(times - middle, difference, forth)
     level = difference - (times - middle) * slope
     upper, lower = level[forth].min(), level[~forth].max()
     if upper < lower - TOLERANCE_NS and end - start > SHORTEST_NS:
         cut = int(np.searchsorted(times, middle))
         return [
-            *_window(node, times[:cut], difference[:cut], forth[:cut]),
-            *_window(node, times[cut:], difference[cut:], forth[cut:]),
+            *_window(node, times[:cut], difference[:cut], forth[:cut], slope),
+            *_window(node, times[cut:], difference[cut:], forth[cut:], slope),
         ]
     bound = abs(upper - lower) / 2
     offset = round((upper + lower) / 2)
     return [Offset(node, start, end, offset, round(slope * NANOSECONDS), int(np.ceil(bound)), len(times))]
 
 
+def _seconds(times: Integers) -> int:
+    """In how many seconds there are any."""
+    return len(np.unique(times // NANOSECONDS))
+
+
 def _slope(times: Integers, difference: Integers, forth: npt.NDArray[np.bool_]) -> float:
-    """By the median of slopes between the middles of each second's bounds (Theil and Sen); 0 where they are too few."""
-    bins = (times - times[0]) // NANOSECONDS
-    count = int(bins[-1]) + 1
-    upper, lower = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(upper, bins[forth], difference[forth])
-    np.maximum.at(lower, bins[~forth], difference[~forth])
-    known = np.flatnonzero(np.isfinite(upper) & np.isfinite(lower))
-    if len(known) < FEWEST_BINS:
-        return 0.0
-    middles = (upper[known] + lower[known]) / 2
-    rise = middles[:, None] - middles[None, :]
-    run = (known[:, None] - known[None, :]).astype(np.float64)
-    one = run > 0
-    return float(np.median(rise[one] / run[one])) / NANOSECONDS
+    """The slope at which the bounds are furthest apart: a concave function, so that thirds find its top."""
+    low, high = -STEEPEST, STEEPEST
+    while high - low > FLATTEST:
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        if _room(times, difference, forth, left) < _room(times, difference, forth, right):
+            low = left
+        else:
+            high = right
+    return (low + high) / 2
+
+
+def _room(times: Integers, difference: Integers, forth: npt.NDArray[np.bool_], slope: float) -> float:
+    level = difference - times * slope
+    return float(level[forth].min() - level[~forth].max())

@@ -186,4 +186,4 @@ def to_table(name: str, columns: dict[str, Column], without: Sequence[str] = ())
 def identity_names(table: str) -> list[str]:
     """The columns that identities.py fills in."""
     sides = {"flows": ("orig", "resp"), "retransmits": ("orig", "resp"), "dns": ("client", "server")}
-    return [column.name for side in sides[table] for column in identity_columns(side, side)]
+    return ["cluster", *(column.name for side in sides[table] for column in identity_columns(side, side))]

@@ -32,7 +32,7 @@ from analysis.packets_kernels import decode
 from analysis.paths import SEEN, STEP, paths
 from analysis.retransmits import Retransmits
 from analysis.retransmits_kernels import classify
-from analysis.sightings import FLOW_FACTS, PACKET_ROW, SIGHTING
+from analysis.sightings import CARRIED, FLOW_FACTS, SIGHTING
 
 BYTES: Final = np.zeros(64, np.uint8)
 NUMBERS: Final = np.zeros(1, np.int64)
@@ -108,7 +108,10 @@ def _framing() -> None:
 
 
 def _sightings() -> None:
-    sightings_kernels.sample(np.zeros(0, PACKET_ROW), 0, np.zeros(0, FLOW_FACTS), np.zeros(0, SIGHTING))
+    words, halves = np.zeros(0, np.uint32), np.zeros(0, np.uint16)
+    columns = (NUMBERS[:0], halves, halves, words, words, words, words, words)
+    room = np.zeros(0, SIGHTING), np.zeros(0, CARRIED)
+    sightings_kernels.sample(np.zeros(0, np.int32), *columns, 0, np.zeros(0, FLOW_FACTS), BYTES == 1, *room)
     sightings_kernels.unite(NUMBERS, BYTES, NUMBERS[:0], NUMBERS[:0], BYTES[:0])
 
 
@@ -119,7 +122,7 @@ def _paths() -> None:
 def _losses() -> None:
     events, ways = np.zeros(0, EVENT), np.zeros(0, EVENT_WAY)
     nothing = np.zeros((0, 2), np.int32)
-    losses(events, ways, np.zeros(0, STEP), [np.zeros(0, PACKET_ROW)], np.zeros(0, FLOW_FACTS), nothing, NUMBERS)
+    losses(events, ways, np.zeros(0, STEP), np.zeros(0, CARRIED), nothing, NUMBERS)
 
 
 PARTS: Final[tuple[Callable[[], None], ...]] = (

@@ -55,7 +55,8 @@ def _same_tuple(facts: Records) -> list[tuple[Integers, Integers, npt.NDArray[np
         same = (left["community"] == right["community"]) & (left["point"] != right["point"])
         if not same.any():
             break
-        same &= right["first_seen"] <= left["last_seen"] + NANOSECONDS
+        slack = np.where(left["node"] == right["node"], NANOSECONDS, SLACK_NS)
+        same &= right["first_seen"] <= left["last_seen"] + slack
         for syn in ("orig_syn", "resp_syn"):
             same &= (left[syn] == right[syn]) | (left[syn] < 0) | (right[syn] < 0)
         at = np.flatnonzero(same)

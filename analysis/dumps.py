@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from analysis.compression import ContentStream
 from analysis.errors import PodtapError, Problem
+from capture.contract import BUNDLE, FREEZES, parse_stem
 
 HOW_TO_DUMP: Final = (
     "kubectl get pods,services,nodes,replicasets,jobs -A -o json > cluster-$(date -u +%Y%m%dT%H%M%SZ).json"
@@ -57,8 +58,9 @@ def parse_time(text: str) -> int:
 
 
 def format_time(time_ns: int) -> str:
-    """What parse_time reads, in whole seconds."""
-    return f"{_EPOCH + timedelta(seconds=time_ns // 10**9):%Y-%m-%dT%H:%M:%SZ}"
+    """What parse_time reads, in whole seconds, or in microseconds where they are none."""
+    time = _EPOCH + timedelta(microseconds=time_ns // 1000)
+    return f"{time:%Y-%m-%dT%H:%M:%S.%fZ}" if time.microsecond else f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def taken_ns(file_name: str, text: str) -> int:
@@ -95,10 +97,16 @@ def read_dumps(paths: Sequence[str]) -> tuple[list[Dump], list[Problem]]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
+        return sorted(file for file in path.rglob("*") if _may_be_dump(file) and file.is_file())
     if not path.exists():
         raise PodtapError(f"{path}: no such file or folder; make one with: {HOW_TO_DUMP}")
     return [path]
+
+
+def _may_be_dump(file: Path) -> bool:
+    """Not what a recorder writes beside its captures."""
+    is_recorders = parse_stem(file.name) or file.name == BUNDLE or file.parent.name == FREEZES
+    return file.name.endswith(_SUFFIXES) and not is_recorders
 
 
 def _read_dump(file: Path) -> tuple[Dump, list[Problem]]:

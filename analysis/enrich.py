@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,9 @@ import xxhash
 from analysis import lake
 from analysis.errors import PodtapError, Problem
 from analysis.identities import Identities, add_identities, load_identities
-from analysis.schemas import IDENTITIES
+from analysis.recordings import gaps_table, rows_of, unseen_pods
+from analysis.sandboxes import sandboxes
+from analysis.schemas import GAPS, IDENTITIES, INTERFACES
 
 
 def known_identities(root: Path) -> Identities:
@@ -23,26 +27,39 @@ def known_identities(root: Path) -> Identities:
     return Identities(pa.concat_tables(tables).unify_dictionaries()) if tables else Identities.empty()
 
 
+def known_interfaces(root: Path) -> Iterator[dict[str, Any]]:
+    """Rows of schemas.INTERFACES with their node, times as nanoseconds."""
+    for file in lake.committed_files(root, INTERFACES.name):
+        node = unquote(file.parent.name.partition("node=")[2])
+        yield from rows_of(pq.ParquetFile(file).read().cast(INTERFACES.schema), node)
+
+
 def enrich(root: Path, metadata: Sequence[str]) -> list[Problem]:
-    """Names the rows of a lake anew by what it knows and what `metadata` (kubectl dumps) adds, at once.
+    """Names the rows of a lake anew by what it knows and what `metadata` (dumps, journals) adds, at once.
 
     Returns what could not be read. Raises PodtapError if there is no lake, or nothing in the metadata.
     """
     if not lake.read_records(root):
         raise PodtapError(f"no lake at {root}: run podtap analyze FILE --lake {root}")
     identities, problems = load_identities(metadata)
-    learn(root, known_identities(root).united_with(identities))
+    gaps = gaps_table(unseen_pods(identities.blind, None))
+    learn(root, known_identities(root).united_with(identities, sandboxes(known_interfaces(root))), gaps)
     return problems
 
 
-def learn(root: Path, identities: Identities) -> None:
-    """Makes `identities` what the lake knows; nothing happens if it does already."""
+def learn(root: Path, identities: Identities, gaps: pa.Table | None = None) -> None:
+    """Makes `identities` what the lake knows, and adds `gaps`; nothing happens if it knows them already."""
     lake.settle(root)
     known = known_identities(root)
     if known.table.equals(identities.table):
         return
     batches = "".join(record.batch for record in lake.read_records(root))
     name = xxhash.xxh3_64_hexdigest((batches + str(identities.table.to_pylist())).encode())
+    more = {} if gaps is None else {GAPS.name: gaps}
     lake.rewrite(
-        root, name, lambda table, rows: add_identities(identities, table, rows), {IDENTITIES.name: identities.table}
+        root,
+        name,
+        lambda table, rows: add_identities(identities, table, rows),
+        {IDENTITIES.name: identities.table},
+        more,
     )

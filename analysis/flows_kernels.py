@@ -110,9 +110,13 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
+hot = numba.njit(
+    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
+)
+"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
-@inner
+@hot
 def mix(h, value):
     h = (h ^ value) * MULTIPLIER
     return h ^ (h >> np.uint64(29))
@@ -190,7 +194,7 @@ def one_way_icmp(protocols, kinds, one_way):
         one_way[i] = icmp_counterpart(np.int64(protocols[i]), np.int64(kinds[i])) < 0
 
 
-@inner
+@hot
 def key_hash(interface, a_hi, a_lo, b_hi, b_lo, a_port, b_port, protocol):
     h = mix(np.uint64(protocol), a_lo)
     h = mix(h, b_lo)
@@ -305,7 +309,7 @@ def name_early(p, entry, early, links, settled, count):
     return release_early(entry, early, links, settled, count)
 
 
-@inner
+@hot
 def observed_mark(p, point):
     """What tells one observation of a 5-tuple from another at the same interface."""
     if point == POINT_MIXED:
@@ -314,7 +318,7 @@ def observed_mark(p, point):
     return direction | (np.int64(p["vlan"] + 1) << 2) | (np.int64(p["vni"] + 1) << 16)
 
 
-@inner
+@hot
 def best_slot(slots, sides, head, from_a, mark):
     """The slot of this 5-tuple whose packets of this direction carry `mark`; else one that saw none of them yet."""
     best = -1
@@ -336,7 +340,7 @@ def best_slot(slots, sides, head, from_a, mark):
     return best
 
 
-@inner
+@hot
 def starts_flow(p, slot, me, you):
     """Whether the packet begins a new flow in a slot that had one: STARTS_*."""
     if p["protocol"] == TCP:
@@ -393,7 +397,7 @@ def begin_flow(p, slot, sides, at, from_a, mark, point_hash, reset):
     slot["first_seen"] = p["earlier_ts"] if p["earlier_fragments"] else p["ts"]
 
 
-@inner
+@hot
 def learn_handshake(p, slot, me):
     """Remembers what tells a new connection on the same ports from a late packet of this one."""
     flags = p["tcp_flags"]
@@ -410,7 +414,7 @@ def learn_handshake(p, slot, me):
         me["first_ack"] = p["tcp_ack"]
 
 
-@inner
+@hot
 def mark_copy(p, recent, first, me, mixed):
     """Sets is_copy where a capture without interface names shows the same packet again.
 
@@ -439,7 +443,7 @@ def mark_copy(p, recent, first, me, mixed):
     me["recent_at"] = (me["recent_at"] + 1) % RECENT_PACKETS
 
 
-@inner
+@hot
 def ports_of(p):
     """What stands for ports in the packet's 5-tuple, and whether it has one direction only (an ICMP error)."""
     protocol = p["protocol"]
@@ -452,7 +456,7 @@ def ports_of(p):
     return np.int64(0), np.int64(0), False
 
 
-@inner
+@hot
 def look_up(p):
     """Sets from_a; returns the hash of the packet's 5-tuple."""
     src_port, dst_port, one_way = ports_of(p)
@@ -472,7 +476,7 @@ def look_up(p):
     return key_hash(interface, dst_hi, dst_lo, src_hi, src_lo, dst_port, src_port, p["protocol"])
 
 
-@inner
+@hot
 def look_ahead(packets, begin, end, hashes, table, slots, sides, recent):
     """Looks up the flows of packets[begin:end], and asks for all the memory that assigning will need."""
     mask = np.uint64(len(table) - 1)
@@ -494,7 +498,7 @@ def look_ahead(packets, begin, end, hashes, table, slots, sides, recent):
                     prefetch(recent, s + k)
 
 
-@inner
+@hot
 def find_head(p, h, table, slots):
     """Where the packet's 5-tuple is in the table, or belongs: the first of its slots is there, or -1."""
     mask = np.uint64(len(table) - 1)
@@ -579,7 +583,7 @@ def assign(
         datagram = np.int64(0)
         if p["fragment"] != FRAGMENT_NONE:
             datagram, count = resolve_fragment(p, fragments, early, links, settled, count)
-            waiting += p["waits"]
+            waiting += np.int64(p["waits"])
             if datagram < 0:
                 continue
             h = look_up(p)

@@ -1,15 +1,19 @@
 """What an address was in the cluster at a time: pod, service, node, external; else unknown, or ambiguous.
 
-dumps.py reads what kubectl wrote, kubernetes_objects.py says what each object owned, ownerships.py (which holds the
-rules) settles it into intervals. Here they become the table `identities`, and answer lookups as of a moment.
+dumps.py reads what kubectl wrote, journals.py what the journal did, kubernetes_objects.py says what each object owned,
+lives.py from when to when the journal saw it do so, ownerships.py (which holds the rules) settles it into intervals.
+Here they become the table `identities`, and answer lookups as of a moment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from operator import attrgetter
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -20,8 +24,10 @@ from analysis import columns, schemas
 from analysis.cluster_ranges import UNKNOWN, ClusterRanges
 from analysis.dumps import HOW_TO_DUMP, format_time, parse_time, read_dumps
 from analysis.errors import PodtapError, Problem
+from analysis.journals import is_journal, journal_files, read_journal
 from analysis.kubernetes_objects import ownerships
-from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, settle
+from analysis.ownerships import BEGINNING_NS, NO_END_NS, Ownership, Proof, doubtful, settle
+from analysis.sandboxes import Sandbox, witnessed
 from analysis.timelines import NOBODY, SEVERAL, Timelines
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     Words: TypeAlias = pa.DictionaryArray[Any, Any]
 
 Integers = npt.NDArray[np.int64]
+Networks = Mapping[str, Sequence[Sandbox]]
 
 ANSWERS: Final = ("identity", "namespace", "pod", "pod_uid", "workload", "workload_kind", "service", "node")
 
@@ -49,34 +56,53 @@ _SIDES: Final[dict[str, tuple[str, tuple[str, ...], Callable[[pa.Table], Any]]]]
 """For each table with identity columns: as of when its sides are looked up, the sides, and their protocol."""
 
 
-def load_identities(paths: Sequence[str]) -> tuple[Identities, list[Problem]]:
-    """Read `kubectl get ... -A -o json` dumps: files, and folders of .json, .json.gz and .json.zst files.
+def load_identities(
+    paths: Sequence[str], journals: Sequence[str] = (), cluster: str | None = None
+) -> tuple[Identities, list[Problem]]:
+    """Read metadata: `kubectl get ... -A -o json` dumps, and the files of a journal; files, and folders of them.
 
-    Each may be a List of any kinds, a list of one kind, or a single object. PodtapError if a path does not exist or
-    nothing in all of them owns an address; what could not be read is in the problems.
+    A dump (.json, .json.gz, .json.zst) may be a List of any kinds, a list of one kind, or a single object. `journals`
+    are of `cluster`, and need not say anything. PodtapError if a path does not exist or nothing in all of them owns
+    an address; what could not be read is in the problems.
     """
-    if not paths:
-        return Identities.empty(), []
-    dumps, problems = read_dumps(paths)
+    dumps, problems = read_dumps([path for path in paths if not is_journal(Path(path))])
     found, nonsense = ownerships(dumps)
-    if not found:
-        reasons = "".join(f"\n{problem}" for problem in (*problems, *nonsense))
+    given = journal_files(paths)
+    lives, damage = read_journal([*given, *(file for file in journal_files(journals) if file not in given)])
+    found = [replace(each, cluster=cluster) for each in lives.ownerships()] + [lives.bounded(each) for each in found]
+    problems += nonsense + damage
+    if paths and not found:
+        reasons = "".join(f"\n{problem}" for problem in problems)
         raise PodtapError(f"{', '.join(paths)}: no pods, services or nodes; dump with: {HOW_TO_DUMP}{reasons}")
-    return Identities(_to_table(settle(found))), problems + nonsense
+    return Identities(_to_table(settle(found)) if found else Identities.empty().table, lives.blind()), problems
 
 
-def add_identities(identities: Identities, table_name: str, table: pa.Table) -> pa.Table:
+def add_identities(identities: Identities, table_name: str, table: pa.Table, cluster: str | None = None) -> pa.Table:
     """`table` with its identity columns filled or replaced, in the order and types of schemas.TABLES[table_name].
 
-    Both sides of a flow are looked up as of its first packet. Tables without identity columns come back as they are.
+    Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which. Tables
+    without identity columns come back as they are.
     """
     if table_name not in _SIDES:
         return table
+    if "cluster" not in table.column_names:
+        return _named(identities, table_name, table.append_column("cluster", _repeated(cluster, len(table))), cluster)
+    names = table["cluster"].to_pylist()
+    clusters = list(dict.fromkeys(names)) or [None]
+    if len(clusters) == 1:
+        return _named(identities, table_name, table, clusters[0])
+    rows = [np.array([row for row, name in enumerate(names) if name == each]) for each in clusters]
+    parts = [_named(identities, table_name, table.take(each), name) for each, name in zip(rows, clusters, strict=True)]
+    return pa.concat_tables(parts).unify_dictionaries().take(np.argsort(np.concatenate(rows)))
+
+
+def _named(identities: Identities, table_name: str, table: pa.Table, cluster: str | None) -> pa.Table:
+    """The rows of one cluster."""
     time, sides, protocol_of = _SIDES[table_name]
     protocol = _dictionary(protocol_of(table))
     filled: dict[str, Column] = {name: table[name] for name in table.column_names}
     for side in sides:
-        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time])
+        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time], cluster)
         filled.update({f"{side}_{name}": answer for name, answer in answers.items()})
     schema = schemas.TABLES[table_name].schema
     return pa.Table.from_arrays([filled[field.name] for field in schema], schema=schema)
@@ -85,18 +111,29 @@ def add_identities(identities: Identities, table_name: str, table: pa.Table) -> 
 class Identities:
     """The owners of all addresses over time."""
 
-    def __init__(self, table: pa.Table) -> None:
-        """`table` as schemas.IDENTITIES, settled."""
+    def __init__(self, table: pa.Table, blind: Sequence[tuple[int, int]] = ()) -> None:
+        """`table` as schemas.IDENTITIES, settled; `blind`: when the journal that it is from saw nothing of the pods."""
         self.table = table
+        self.blind = blind
+        self._lookups: dict[str | None, _Lookup] = {}
+        self._lock = Lock()
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is known."""
+        return not len(self.table)
 
     @staticmethod
     def empty() -> Identities:
         """Without metadata: every address is unknown."""
         return Identities(pa.Table.from_batches([], schemas.IDENTITIES.schema))
 
-    def united_with(self, other: Identities) -> Identities:
-        """What both know, bounded by each other."""
-        return Identities(_to_table(settle(_from_table(self.table) + _from_table(other.table))))
+    def united_with(self, other: Identities, networks: Networks | None = None) -> Identities:
+        """What both know, bounded by each other, and by the pods' `networks`, which sandboxes() found."""
+        owners = _from_table(self.table) + _from_table(other.table)
+        by_address = networks or {}
+        settled = settle(owners, lambda each: witnessed(each, by_address.get(each[0].ip, [])) if each else each)
+        return Identities(_to_table(settled), other.blind)
 
     def identify(
         self,
@@ -104,21 +141,27 @@ class Identities:
         port: Column,
         protocol: Column,
         ts: Column,
+        cluster: str | None = None,
     ) -> dict[str, Words]:
         """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
 
-        `ip` and `protocol` (in any case) are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are
-        of one length, and all but `ts` may be null. An owner of the very port is preferred to one of the address.
+        Owners in other clusters than `cluster` don't count; None: those of all do. `ip` and `protocol` (in any case)
+        are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are of one length, and all but `ts`
+        may be null. An owner of the very port is preferred to one of the address.
         """
         if not len(self.table):
             return _nobody(len(ip))
         nanoseconds = _numpy(_array(ts).cast(pa.timestamp("ns", tz="UTC")).view(pa.int64()), 0)
-        owner = self._lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
-        return _answers(self._lookup.names, owner)
+        lookup = self._lookup(cluster)
+        owner = lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
+        return _answers(lookup.names, owner)
 
-    @cached_property
-    def _lookup(self) -> _Lookup:
-        return _Lookup(_from_table(self.table))
+    def _lookup(self, cluster: str | None) -> _Lookup:
+        with self._lock:  # lookups run in several threads
+            if cluster not in self._lookups:
+                rows = _from_table(self.table)
+                self._lookups[cluster] = _Lookup([row for row in rows if not cluster or row.cluster in (None, cluster)])
+            return self._lookups[cluster]
 
 
 class _Lookup:
@@ -130,8 +173,9 @@ class _Lookup:
         numbers = {ip: number for number, ip in enumerate(self._ips.to_pylist())}
         names: dict[tuple[str | None, ...], int] = {name: at for at, name in enumerate(_NAMELESS)}
         of_address, of_port = [], []
-        for row in owners:
-            interval = row.start_ns, row.end_ns, names.setdefault(_names(row), len(names))
+        named = [(row, row.end_ns, names.setdefault(_names(row), len(names))) for row in owners]
+        for row, end_ns, owner in [*named, *((row, row.held_ns, _AMBIGUOUS) for row in doubtful(owners))]:
+            interval = row.start_ns, end_ns, owner
             if row.port is None:
                 of_address.append((numbers[row.ip], *interval))
             elif row.protocol in _PROTOCOLS:
@@ -233,11 +277,13 @@ def _index_in(words: Array, values: Array) -> Integers:
     return np.append(_numpy(pc.index_in(words, value_set=values), -1), -1)
 
 
+def _repeated(word: str | None, length: int) -> Any:
+    return pa.nulls(length, schemas.NAME) if word is None else columns.names(np.zeros(length, np.int32), [word])
+
+
 def _nobody(length: int) -> dict[str, Words]:
     """The ANSWERS where nothing is known."""
-    null: Any = pa.nulls(length, schemas.NAME)
-    words: Any = columns.names(np.zeros(length, np.int32), ["unknown"])
-    return dict.fromkeys(ANSWERS, null) | {"identity": words}
+    return dict.fromkeys(ANSWERS, _repeated(None, length)) | {"identity": _repeated("unknown", length)}
 
 
 def _array(column: Column) -> Array:
@@ -259,6 +305,7 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
     special: dict[str, Callable[[Ownership], Any]] = {
         "start": lambda row: None if row.start_ns == BEGINNING_NS else row.start_ns,
         "held": lambda row: None if row.held_ns == row.start_ns else row.held_ns,
+        "kept": lambda row: None if row.kept_ns == _kept_by_proof(row) else row.kept_ns,
         "end": lambda row: None if row.end_ns == NO_END_NS else row.end_ns,
         "source": lambda row: _source(row.proofs),
     }
@@ -271,19 +318,27 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
 def _from_table(table: pa.Table) -> list[Ownership]:
     starts = _numpy(_array(table["start"]), BEGINNING_NS).tolist()
     held = _numpy(_array(table["held"]), BEGINNING_NS).tolist()
+    kept = _numpy(_array(table["kept"]), NO_END_NS).tolist()
     ends = _numpy(_array(table["end"]), NO_END_NS).tolist()
-    rows = table.drop_columns(["start", "held", "end"]).to_pylist()
-    return [
+    rows = table.drop_columns(["start", "held", "kept", "end"]).to_pylist()
+    found = [
         Ownership(
             **{name: value for name, value in row.items() if name not in ("labels", "source")},
             start_ns=start_ns,
             held_ns=max(start_ns, held_ns),
+            kept_ns=kept_ns,
             end_ns=end_ns,
             labels=tuple(row["labels"]),
             proofs=_proofs(row["source"]),
         )
-        for row, start_ns, held_ns, end_ns in zip(rows, starts, held, ends, strict=True)
+        for row, start_ns, held_ns, kept_ns, end_ns in zip(rows, starts, held, kept, ends, strict=True)
     ]
+    return [replace(row, kept_ns=_kept_by_proof(row)) if row.kept_ns == NO_END_NS else row for row in found]
+
+
+def _kept_by_proof(row: Ownership) -> int:
+    """Until when an owner is proven where nothing but its proofs tells it."""
+    return max(row.start_ns, min(row.newest_proof.taken_ns, row.end_ns))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -300,4 +355,4 @@ def _proofs(source: str) -> frozenset[Proof]:
 
 
 _PART: Final = " (part)"
-_PROOF: Final = re.compile(r"(.+?) @ (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)(?:, |$)")
+_PROOF: Final = re.compile(r"(.+?) @ (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?Z)(?:, |$)")

@@ -1,7 +1,8 @@
 """What one Kubernetes object says about the owners of addresses.
 
 A pod owns its addresses from `status.startTime`, but had them for certain only a little later, when its sandbox was
-there; in between, who had them before may have them still. A completed pod owns them until it finished.
+there; in between, who had them before may have them still. A completed pod owns them until it finished, and as its
+times are whole seconds, perhaps a second longer.
 A hostNetwork pod shares its node's address and owns the ports it declares; host ports of others are owned likewise.
 A service owns its cluster IPs from its creation; of its external, load-balancer and node addresses, which it may
 share, only its ports. A node owns its addresses, those its network plug-in announced, and bridge and tunnel
@@ -89,12 +90,18 @@ def ownerships(dumps: Sequence[Dump]) -> tuple[list[Ownership], list[Problem]]:
                 cluster.learn(item)
                 sound.append((item, dump))
     for item, dump in sound:
-        reader = _READERS.get(item["kind"])
-        if reader:
-            with _problems_of(item, dump, problems):
-                _check_texts(item["metadata"]["name"])
-                found.extend(list(reader(item, Proof(dump.taken_ns, dump.name, dump.is_part), cluster)))
+        with _problems_of(item, dump, problems):
+            found.extend(of_object(item, Proof(dump.taken_ns, dump.name, dump.is_part), cluster))
     return found, problems
+
+
+def of_object(item: Object, proof: Proof, cluster: Cluster) -> list[Ownership]:
+    """What one object owns. Raises as dictionaries do where it is not as Kubernetes writes it."""
+    reader = _READERS.get(item["kind"])
+    if reader is None:
+        return []
+    _check_texts(item["metadata"]["name"])
+    return list(reader(item, proof, cluster))
 
 
 @contextmanager
@@ -115,13 +122,14 @@ def _of_pod(pod: Object, proof: Proof, cluster: Cluster) -> Iterator[Ownership]:
     start_ns, end_ns = _pod_lifetime(pod, proof)
     if start_ns >= end_ns:
         return
-    workload, workload_kind = _workload(pod, cluster)
+    workload, workload_kind = workload_of(pod, cluster)
     own = partial(
         _ownership,
         pod,
         proof,
         start_ns=start_ns,
         held_ns=_held_ns(pod, start_ns, proof),
+        kept_ns=end_ns - NANOSECONDS if is_completed(pod) else None,
         end_ns=end_ns,
         workload=workload,
         workload_kind=workload_kind,
@@ -195,6 +203,7 @@ def _ownership(
     identity: str | None = None,
     start_ns: int | None = None,
     held_ns: int | None = None,
+    kept_ns: int | None = None,
     end_ns: int = NO_END_NS,
     workload: str | None = None,
     workload_kind: str | None = None,
@@ -211,6 +220,7 @@ def _ownership(
         protocol=protocol,
         start_ns=start_ns,
         held_ns=start_ns if held_ns is None else held_ns,
+        kept_ns=max(start_ns, min(proof.taken_ns, end_ns) if kept_ns is None else kept_ns),
         end_ns=end_ns,
         identity=identity or item["kind"].lower(),
         namespace=metadata.get("namespace"),
@@ -234,7 +244,7 @@ def _pod_lifetime(pod: Object, proof: Proof) -> tuple[int, int]:
     """Since when and until when a pod owned its addresses; empty if it completed at a time that nothing tells."""
     started = _at(pod, "status", "startTime")
     start_ns = parse_time(started) if started else _created_ns(pod)
-    if _at(pod, "status", "phase") in ("Succeeded", "Failed"):
+    if is_completed(pod):
         return start_ns, _finished_ns(pod)
     deadline = _at(pod, "metadata", "deletionTimestamp")
     return start_ns, max(parse_time(deadline), proof.taken_ns) if deadline else NO_END_NS
@@ -266,22 +276,47 @@ def _held_ns(pod: Object, start_ns: int, proof: Proof) -> int:
     return max(start_ns, min([*proven, proof.taken_ns]))
 
 
+def is_completed(pod: Object) -> bool:
+    """It runs no more, whatever the API goes on to show."""
+    return _at(pod, "status", "phase") in ("Succeeded", "Failed")
+
+
+def kept_ns(pod: Object) -> int:
+    """The latest time at which a pod had its addresses for certain, as far as it tells itself: a container ran."""
+    conditions = _at(pod, "status", "conditions") or []
+    times = [
+        each.get("lastTransitionTime") for each in conditions if each["type"] in _RUNNING and each["status"] == "True"
+    ]
+    times += [
+        _at(status, key, state, time)
+        for container_statuses in _CONTAINER_STATUSES
+        for status in _at(pod, "status", container_statuses) or []
+        for key in ("state", "lastState")
+        for state, time in (("running", "startedAt"), ("terminated", "startedAt"), ("terminated", "finishedAt"))
+    ]
+    return max((parse_time(time) for time in times if time), default=BEGINNING_NS)
+
+
 def _finished_ns(pod: Object) -> int:
-    """When the last container of a completed pod finished, else when it was last seen to become unready."""
+    """By when the last container of a completed pod finished, else when it was last seen to become unready.
+
+    At most a second later than it did: Kubernetes rounds down.
+    """
     statuses = [status for key in _CONTAINER_STATUSES for status in _at(pod, "status", key) or []]
     times = [_at(status, "state", "terminated", "finishedAt") for status in statuses]
     if not any(times):
         conditions = _at(pod, "status", "conditions") or []
         unready = [each for each in conditions if each["type"] in _READY and each["status"] == "False"]
         times = [each.get("lastTransitionTime") for each in unready]
-    return max((parse_time(time) for time in times if time), default=BEGINNING_NS)
+    return max((parse_time(time) + NANOSECONDS for time in times if time), default=BEGINNING_NS)
 
 
 _CONTAINER_STATUSES: Final = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
 _READY: Final = ("Ready", "ContainersReady")
+_RUNNING: Final = (*_READY, "PodReadyToStartContainers")
 
 
-def _workload(pod: Object, cluster: Cluster) -> tuple[str | None, str | None]:
+def workload_of(pod: Object, cluster: Cluster) -> tuple[str | None, str | None]:
     """Name and kind of the top of a pod's owner chain, as far as the dumps show it."""
     top = _controller(pod)
     if top is None:

@@ -288,8 +288,14 @@ def clustered(table: str, rows: pa.Table) -> pa.Table:
     return rows.take(order)
 
 
-def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], anew: Mapping[str, pa.Table]) -> None:
-    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`, at once.
+def rewrite(
+    root: Path,
+    name: str,
+    change: Callable[[str, pa.Table], pa.Table],
+    anew: Mapping[str, pa.Table],
+    more: Mapping[str, pa.Table],
+) -> None:
+    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`; adds `more`.
 
     Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
     over all others from those before it.
@@ -301,7 +307,7 @@ def rewrite(root: Path, name: str, change: Callable[[str, pa.Table], pa.Table], 
         for table, names in record.files.items():
             for file in names if not record.derived_from and table not in anew else ():
                 batch.rewrite_file(table, file, change)
-    for table, rows in anew.items():
+    for table, rows in (*anew.items(), *more.items()):
         batch.add(table, rows)
     batch.commit()
 

@@ -7,7 +7,6 @@ past say nothing: a hop that is never seen is no loss. A point that missed what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -102,21 +101,19 @@ def losses(
     events: Records,
     ways: Records,
     points: Records,
-    packets: Iterable[Records],
-    facts: Records,
+    carried: Records,
     flow_ways: npt.NDArray[np.int32],
     last_seen: Integers,
 ) -> npt.NDArray[np.int32]:
     """For each event, what became of the send before it, and of its own if it was the last: four flows, -1 for none.
 
-    Each two are the flows at the last point that saw it, and at the next one. `packets`: PACKET_ROW with corrected
+    Each two are the flows at the last point that saw it, and at the next one. `carried`: CARRIED with corrected
     times; `flow_ways[f, s]`: the index into `ways` of what orig (s = 1) or resp of flow f sends, -1: nothing to look
     for; `last_seen`: of each flow, corrected.
     """
     ways["first_point"] = np.searchsorted(points["way"], ways["way"])
     ways["last_point"] = np.searchsorted(points["way"], ways["way"], side="right")
-    sends = [_sends(rows, facts, flow_ways, ways, events) for rows in packets]
-    found = np.concatenate([np.empty(0, SEND), *sends])
+    found = _sends(carried, flow_ways, ways, events)
     found = found[np.argsort(found["event"], kind="stable")]
     starts = np.searchsorted(found["event"], np.arange(len(events) + 1))
     located = np.empty((len(events), 4), np.int32)
@@ -124,11 +121,11 @@ def losses(
     return located
 
 
-def _sends(rows: Records, facts: Records, flow_ways: npt.NDArray[np.int32], ways: Records, events: Records) -> Records:
-    room = 1 << 12
+def _sends(carried: Records, flow_ways: npt.NDArray[np.int32], ways: Records, events: Records) -> Records:
+    room = max(len(carried), 1)
     while True:
         sends = np.empty(room, SEND)
-        count = kernels.find(rows, facts, flow_ways, ways, events, sends)
+        count = kernels.find(carried, flow_ways, ways, events, sends)
         if count >= 0:
-            return sends[:count].copy()
+            return sends[:count]
         room *= 8

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from analysis.layout import FIN, SYN
-
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
@@ -26,35 +24,26 @@ def first_from(events, begin, end, relative):
 
 
 @kernel
-def find(rows, flows, flow_ways, ways, events, sends):
+def find(carried, flow_ways, ways, events, sends):
     """Writes which packets carried the first byte of an event; returns how many, or -1 if there is no room.
 
-    rows: PACKET_ROW[n]; flows: FLOW_FACTS; flow_ways[f, s]: index into `ways` of what orig (s = 1) or resp sends on
-    flow f, -1: none with events; ways: EVENT_WAY; events: EVENT, sorted by way and relative number; sends: SEND.
+    carried: CARRIED[n]; flow_ways[f, s]: index into `ways` of what orig (s = 1) or resp sends on flow f, -1: none with
+    events; ways: EVENT_WAY; events: EVENT, sorted by way and relative number; sends: SEND.
     """
     count = 0
-    for i in range(len(rows)):
-        row = rows[i]
-        if row["flow"] < 0:
-            continue
-        flow = flows[row["flow"]]
-        sender = np.int64(row["src"] == flow["orig"] and row["src_port"] == flow["orig_port"])
-        number = flow_ways[row["flow"], sender]
+    for i in range(len(carried)):
+        packet = carried[i]
+        number = flow_ways[packet["flow"], packet["sender"]]
         if number < 0:
             continue
-        length = np.int64(row["payload_length"])
-        if row["tcp_flags"] & (SYN | FIN):
-            length += 1
         way = ways[number]
-        relative = (np.int64(row["tcp_seq"]) - way["base"]) & 0xFFFFFFFF
+        relative = (np.int64(packet["seq"]) - way["base"]) & 0xFFFFFFFF
         at = first_from(events, way["begin"], way["end"], relative)
-        while at < way["end"] and events[at]["relative"] < relative + length:
+        while at < way["end"] and events[at]["relative"] < relative + packet["length"]:
             if count == len(sends):
                 return -1
             send = sends[count]
-            send["event"] = at
-            send["flow"] = row["flow"]
-            send["ts"] = row["ts"]
+            send["event"], send["flow"], send["ts"] = at, packet["flow"], packet["ts"]
             count += 1
             at += 1
     return count

@@ -17,7 +17,10 @@ these rules hold; none of them guesses between two owners, and none gives up wha
 5. What still overlaps is shown by the same dumps: the owners stay, and a lookup answers `ambiguous`.
 6. An address that belongs to a node only because of its place in the node's pod range (bridge, tunnel) is a
    pod's or service's if one was ever seen to own it.
-7. After the newest dump an owner stays: captures often run on after it.
+7. Where one owner had completed just before the next one started, its network may still have been there; where the
+   journal saw nothing, anybody may have come and gone: until the next one held the address for certain, a lookup
+   answers `ambiguous`.
+8. After the newest dump an owner stays: captures often run on after it.
 
 Settling what is settled changes nothing, so new dumps can join old ones at any time.
 """
@@ -26,13 +29,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
+
+from analysis.layout import NANOSECONDS
 
 BEGINNING_NS: Final = -(2**63)
 """Start of an owner whose start nothing bounds."""
 NO_END_NS: Final = 2**63 - 1
+CLOCKS_NS: Final = NANOSECONDS
+"""By how much the clocks of a journal and of a node may differ."""
+TEARDOWN_NS: Final = 30 * NANOSECONDS
+"""A pod's network may outlive its containers by this much."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -57,6 +66,8 @@ class Ownership:
     start_ns: int
     held_ns: int
     """Not before start_ns; by then the address was the owner's."""
+    kept_ns: int
+    """Not after end_ns: then it still was, for certain."""
     end_ns: int
     identity: str
     namespace: str | None
@@ -67,6 +78,10 @@ class Ownership:
     node: str | None
     labels: tuple[str, ...]
     proofs: frozenset[Proof]
+    cluster: str | None = None
+    """None: nothing tells it."""
+    unseen_before: bool = False
+    """Before held_ns somebody else may have had it, of whom nothing is known."""
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -74,9 +89,9 @@ class Ownership:
         return self.identity, self.uid or f"{self.namespace}/{self.name}"
 
     @property
-    def address(self) -> tuple[str, int, str]:
+    def address(self) -> tuple[str, int, str, str]:
         """What can have one owner only."""
-        return self.ip, -1 if self.port is None else self.port, self.protocol or ""
+        return self.ip, -1 if self.port is None else self.port, self.protocol or "", self.cluster or ""
 
     @property
     def newest_proof(self) -> Proof:
@@ -89,9 +104,9 @@ class Ownership:
         return min(min(self.proofs).taken_ns, self.end_ns)
 
     @property
-    def last_proven_ns(self) -> int:
-        """The last moment at which a dump proves it."""
-        return min(self.newest_proof.taken_ns, self.end_ns)
+    def is_completed(self) -> bool:
+        """It ended by itself, and said so: that is a whole second, in which it may have had the address still."""
+        return self.end_ns <= self.kept_ns + NANOSECONDS
 
     @property
     def is_range(self) -> bool:
@@ -99,14 +114,25 @@ class Ownership:
         return "/" in self.ip
 
 
-def settle(ownerships: Iterable[Ownership]) -> list[Ownership]:
-    """Every address's owners, bounded by each other and by all dumps, in a stable order."""
+Witness = Callable[[Sequence["Ownership"]], Sequence["Ownership"]]
+
+
+def settle(ownerships: Iterable[Ownership], witness: Witness = list) -> list[Ownership]:
+    """Every address's owners, bounded by each other and by all dumps, in a stable order.
+
+    `witness` knows more of the owners of one address: from when to when each had it. Where only one cluster is known
+    by name, all is of that one.
+    """
     ownerships = list(ownerships)
+    clusters = {owner.cluster for owner in ownerships if owner.cluster is not None}
+    if len(clusters) == 1:
+        (cluster,) = clusters
+        ownerships = [owner if owner.cluster else replace(owner, cluster=cluster) for owner in ownerships]
     shown = _when_shown(ownerships)
     by_address = defaultdict(list)
     for owner in _merge(ownerships):
         by_address[owner.address].append(owner if owner.is_range else _until_missing(owner, shown))
-    settled = [owner for owners in by_address.values() for owner in _follow_each_other(_claimed(owners))]
+    settled = [owner for owners in by_address.values() for owner in _follow_each_other(witness(_claimed(owners)))]
     return sorted(settled, key=lambda owner: (owner.address, owner.start_ns, owner.owner))
 
 
@@ -116,16 +142,19 @@ def _merge(ownerships: Iterable[Ownership]) -> list[Ownership]:
     for new in ownerships:
         key = (*new.address, *new.owner)
         known = merged.get(key)
-        merged[key] = new if known is None else _joined(known, new)
+        merged[key] = new if known is None else joined(known, new)
     return list(merged.values())
 
 
-def _joined(one: Ownership, other: Ownership) -> Ownership:
+def joined(one: Ownership, other: Ownership) -> Ownership:
+    """One owner, of whom two proofs tell (rule 1)."""
     older, newer = sorted((one, other), key=lambda owner: owner.newest_proof)
     return replace(
         newer,
         start_ns=min(older.start_ns, newer.start_ns),
         held_ns=min(older.held_ns, newer.held_ns),
+        kept_ns=min(max(older.kept_ns, newer.kept_ns), newer.end_ns),
+        unseen_before=older.unseen_before and newer.unseen_before,
         proofs=older.proofs | newer.proofs,
     )
 
@@ -165,14 +194,34 @@ def _follow_each_other(owners: Sequence[Ownership]) -> list[Ownership]:
     """Rule 4, for the owners of one address."""
     if len(owners) == 1:
         return list(owners)
-    bounded = []
+    bounded = [_bounded(owner, owners) for owner in owners]
+    return [owner for owner in bounded if owner.start_ns < owner.end_ns]
+
+
+def _bounded(owner: Ownership, owners: Sequence[Ownership]) -> Ownership:
+    """Between those before it and those after it."""
+    before = [other for other in owners if other.kept_ns < owner.first_proven_ns and other is not owner]
+    after = [other for other in owners if owner.kept_ns < other.first_proven_ns and other is not owner]
+    start_ns = max([owner.start_ns, *(other.kept_ns for other in before)])
+    held_ns = max(owner.held_ns, start_ns)
+    end_ns = owner.end_ns
+    if after:
+        following = min(after, key=lambda other: max(other.held_ns, owner.kept_ns))
+        handed_over_ns = max(following.held_ns, end_ns if owner.is_completed else owner.kept_ns)
+        if following.start_ns < end_ns + CLOCKS_NS:
+            end_ns = handed_over_ns
+    return replace(owner, start_ns=start_ns, held_ns=held_ns, kept_ns=min(owner.kept_ns, end_ns), end_ns=end_ns)
+
+
+def doubtful(owners: Iterable[Ownership]) -> Iterator[Ownership]:
+    """Rule 7: those settled owners that are not to be named before they held the address for certain."""
+    by_address = defaultdict(list)
     for owner in owners:
-        before = [other.last_proven_ns for other in owners if other.last_proven_ns < owner.first_proven_ns]
-        after = [
-            max(other.held_ns, owner.last_proven_ns) for other in owners if owner.last_proven_ns < other.first_proven_ns
-        ]
-        start_ns = max([owner.start_ns, *before])
-        end_ns = min([owner.end_ns, *after])
-        if start_ns < end_ns:
-            bounded.append(replace(owner, start_ns=start_ns, held_ns=max(owner.held_ns, start_ns), end_ns=end_ns))
-    return bounded
+        by_address[owner.address].append(owner)
+    for of_address in by_address.values():
+        completed = sorted(owner.end_ns for owner in of_address if owner.is_completed)
+        for owner in of_address:
+            before = bisect_right(completed, owner.start_ns)
+            is_close = before and owner.start_ns < completed[before - 1] + TEARDOWN_NS
+            if owner.start_ns < owner.held_ns and (is_close or owner.unseen_before):
+                yield owner

@@ -26,11 +26,12 @@ from analysis import columns, lake
 from analysis.derive import derive
 from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
-from analysis.enrich import known_identities, learn
+from analysis.enrich import known_identities, known_interfaces, learn
 from analysis.errors import Problem
 from analysis.flows import FlowRows, Flows, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
+from analysis.journals import journals_of_recordings
 from analysis.layout import (
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
@@ -43,12 +44,16 @@ from analysis.layout import (
     NANOSECONDS,
     PACKET,
 )
+from analysis.manifests import InterfaceNames
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
+from analysis.recordings import Told, gaps_table, told_by, unseen_pods
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.rooms import Ring
+from analysis.sandboxes import sandboxes
 from analysis.schemas import IDENTITIES
-from analysis.segments import STDIN, Segment, find_segments, segments_table
+from analysis.segment_rows import segments_table
+from analysis.segments import STDIN, Segment, find_segments
 
 Records: TypeAlias = npt.NDArray[Any]
 Submit: TypeAlias = Callable[..., Future[Any]]
@@ -99,25 +104,32 @@ def analyze(
 ) -> Summary:
     """Turns captures into the tables of a lake, all at once or not at all.
 
-    `inputs`: files, folders, globs or '-'. `metadata`: kubectl dumps that name addresses. `jobs`: 1, or more to read
+    `inputs`: files, folders, globs or '-'; a folder may be a recording, of which the journal is metadata, too.
+    `metadata`: kubectl dumps and journals that name addresses. `jobs`: 1, or more to read
     and write beside the analysis (default: as there are cores). What can't be read becomes a Problem. Raises
     PodtapError where nothing can be done at all.
     """
     begun = time.monotonic()
     root = Path(lake_root)
     segments, problems = find_segments(inputs)
-    found, metadata_problems = load_identities(metadata)
-    summary = Summary(root, len(segments), problems=[*problems, *metadata_problems])
+    told, told_problems = told_by(inputs, segments)
+    cluster = _only_cluster(segments)
+    found, metadata_problems = load_identities(metadata, journals_of_recordings(inputs), cluster)
+    told.gaps += unseen_pods(found.blind, cluster)
+    summary = Summary(root, len(segments), problems=[*problems, *told_problems, *metadata_problems])
     lake.settle(root)
     records = lake.read_records(root)
-    identities = known_identities(root).united_with(found) if metadata else known_identities(root)
+    identities = known_identities(root)
+    is_learning = not found.is_empty or bool(told.interfaces and not identities.is_empty)
+    if is_learning:
+        identities = identities.united_with(found, sandboxes([*known_interfaces(root), *told.interface_rows()]))
     segments, replaced = _not_yet_analysed(segments, records)
     summary.unchanged = not segments
     if segments:
         batch = lake.Batch(root, xxhash.xxh3_64_hexdigest(f"{time.time_ns()}{segments[0].path}".encode()))
         try:
             line = _Line(batch, identities, summary, jobs or os.cpu_count() or 1, vxlan_ports, progress)
-            line.run(segments)
+            line.run(segments, told)
             batch.record.inputs = {segment.content_hash: segment.bytes_read for segment in segments}
             batch.record.replaces = replaced
             known = {content for record in records if record.batch not in replaced for content in record.inputs}
@@ -128,7 +140,7 @@ def analyze(
                 batch.commit()
         finally:
             batch.discard()
-    if metadata and records:
+    if is_learning and records:
         learn(root, identities)
     derive(root, identities)
     summary.seconds = time.monotonic() - begun
@@ -136,7 +148,7 @@ def analyze(
 
 
 def enrich(lake_root: str | Path, metadata: Sequence[str]) -> list[Problem]:
-    """Adds names from kubectl dumps to a lake; what earlier ones told is kept. Returns what could not be read."""
+    """Adds names from dumps and journals to a lake; what earlier ones told is kept. Returns what could not be read."""
     root = Path(lake_root)
     problems = enrich_lake(root, metadata)
     derive(root, known_identities(root))
@@ -162,6 +174,12 @@ def _not_yet_analysed(segments: list[Segment], records: list[lake.Record]) -> tu
     return [s for s in segments if s.content_hash not in known - again], [record.batch for record in replaced]
 
 
+def _only_cluster(segments: Sequence[Segment]) -> str | None:
+    """The cluster of what was recorded, if it is one."""
+    clusters = {segment.cluster for segment in segments if segment.cluster is not None}
+    return clusters.pop() if len(clusters) == 1 else None
+
+
 def _may_be_known(segment: Segment, sizes: set[int]) -> bool:
     return segment.compression is not None or os.path.getsize(segment.path) in sizes
 
@@ -185,6 +203,7 @@ class _Line:
         self._vxlan_ports = vxlan_ports
         self._progress = progress
         self._segment_names: list[str] = []
+        self._cluster: str | None = None
         self._points = ObservationPoints()
         self._ahead = AHEAD if jobs > 1 else 0
         self._packet_rows = PacketRows()
@@ -194,7 +213,7 @@ class _Line:
         self._seen_bytes = 0
         self._total_bytes: int | None = None
 
-    def run(self, segments: list[Segment]) -> None:
+    def run(self, segments: list[Segment], told: Told) -> None:
         """One recording after the other, until every segment belongs to one."""
         self._segment_names = [segment.name for segment in segments]
         numbers = {id(segment): number for number, segment in enumerate(segments)}
@@ -203,6 +222,7 @@ class _Line:
         while remaining:
             first = remaining[0]
             several = len(remaining) < len(segments)
+            self._cluster = first.cluster
             node = first.node or (_node_name(first) if several else lake.UNKNOWN_NODE)
             left_over: list[Segment] = []
             self._record(node, self._chunks(node, remaining, left_over, numbers))
@@ -214,15 +234,21 @@ class _Line:
         for segment, counts, node in self._read:
             self._batch.add("segments", segments_table([(segment, counts)], now), node)
             self._summary.problems += [*segment.problems, *_undecoded(segment, counts)]
+        for name, tables in ("interfaces", told.interfaces), ("node_counters", told.counters):
+            for node, table in tables.items():
+                self._batch.add(name, table, node)
+        self._batch.add("gaps", gaps_table(told.gaps))
 
     def _chunks(
         self, node: str, segments: list[Segment], left_over: list[Segment], numbers: dict[int, int]
     ) -> Iterator[Chunk]:
         """The decoded chunks of all segments that follow each other; those of other recordings go to `left_over`."""
         not_before: int | None = None
+        first = segments[0]
         for segment in segments:
             overlaps = not_before is not None and segment.first_ts is not None and segment.first_ts < not_before
-            if overlaps or (segment.node and segment.node != node):
+            is_elsewhere = (segment.cluster, segment.node) != (first.cluster, first.node)
+            if is_elsewhere or (overlaps and segment.place is None):
                 left_over.append(segment)
                 continue
             counts = new_counts()
@@ -259,7 +285,7 @@ class _Line:
             room=self._packets.take(len(frames)),
         )
         if any(i.link_type == LINKTYPE_SLL2 for i in interfaces):
-            self._points.tell_apart(node, packets)
+            self._points.tell_apart(node, packets, segment.interface_names)
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
@@ -310,21 +336,22 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
-        table = add_identities(self._identities, "flows", flows_table(*rows[:-1], self._points.names))
+        table = flows_table(*rows[:-1], self._points.names)
+        table = add_identities(self._identities, "flows", table, self._cluster)
         self._batch.add("flows", lake.clustered("flows", table), node)
         self._batch.add("flow_minutes", flow_minutes_table(rows[-1]), node)
         self._summary.flows += len(table)
 
     def _write_retransmits(self, node: str, events: Records) -> None:
         table = retransmits_table(events, self._segment_names, self._points.names)
-        self._batch.add("retransmits", add_identities(self._identities, "retransmits", table), node)
+        self._batch.add("retransmits", add_identities(self._identities, "retransmits", table, self._cluster), node)
         self._summary.retransmits += len(table)
 
     def _write_dns(self, node: str, dns: Dns) -> None:
         rows = dns.rows()
         for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
             table = dns_table(part, self._segment_names, self._points.names)
-            self._batch.add("dns", add_identities(self._identities, "dns", table), node)
+            self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
         self._summary.transactions += len(rows)
 
     def _show_progress(self) -> None:
@@ -399,15 +426,20 @@ class ObservationPoints:
         kind = POINT_MIXED if is_mixed else POINT_NAMED if name else POINT_UNNAMED
         return self._number(node, name, kind)
 
-    def tell_apart(self, node: str, packets: Records) -> None:
-        """Gives SLL2 packets the interface that their header names."""
+    def tell_apart(self, node: str, packets: Records, names: InterfaceNames) -> None:
+        """Gives SLL2 packets the interface whose index their header has, by its name at that time."""
         cooked = packets["ifindex"] >= 0
         index, firsts = columns.distinct(
             np.zeros(len(packets), np.uint64), packets["ifindex"].astype(np.int64).astype(np.uint64)
         )
         found = packets["ifindex"][firsts].tolist()
-        numbers = [self._number(node, f"if{ifindex}", POINT_NAMED) if ifindex >= 0 else 0 for ifindex in found]
+        named = [names.of(ifindex) if ifindex >= 0 else [] for ifindex in found]
+        numbers = [self._number(node, each[0][1], POINT_NAMED) if each else 0 for each in named]
         packets["interface"] = np.where(cooked, np.array(numbers, np.int32)[index], packets["interface"])
+        for place, several in enumerate(named):
+            for since_ns, name in several[1:]:
+                later = cooked & (index == place) & (packets["ts"] >= since_ns)
+                packets["interface"][later] = self._number(node, name, POINT_NAMED)
 
     def kinds(self) -> npt.NDArray[np.int64]:
         return np.array(self._kinds, np.int64)

@@ -174,9 +174,13 @@ class Memory(NamedTuple):
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 """For what only kernels call: compiles in less time, and is cached as a part of them."""
+hot = numba.njit(
+    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
+)
+"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
-@inner
+@hot
 def ahead(x, y):
     """x - y modulo 2^32 as a signed number: positive where x comes after y."""
     distance = (np.int64(x) - np.int64(y)) & 0xFFFFFFFF
@@ -316,7 +320,7 @@ def find_send(memory, side, seq):
     return np.int64(-1)
 
 
-@inner
+@hot
 def log_send(memory, side, p, end, event):
     at = memory.counters[SENDS]
     memory.counters[SENDS] += 1
@@ -414,7 +418,7 @@ def time_path(side, sample):
     side["min_rtt"] = min(side["min_rtt"], sample)
 
 
-@inner
+@hot
 def learn_ack(memory, p, me, you, verdict):
     """What the packet's ack says of what its peer `you` sent. Returns where missing bytes began, -1 = none."""
     ack = np.int64(p["tcp_ack"])
@@ -488,7 +492,7 @@ def confirm_spurious(memory, side, seq):
             e["confidence"] = CONFIDENCE_HIGH
 
 
-@inner
+@hot
 def learn_offer(p, me, you):
     """MSS, window scale and window that the packet's sender offers."""
     flags = p["tcp_flags"]
@@ -503,7 +507,7 @@ def learn_offer(p, me, you):
     me["raw_window"] = p["tcp_window"]
 
 
-@inner
+@hot
 def count_segments(p, me, you):
     """How many TCP segments a packet carries: more than one if GSO or GRO made it."""
     length = np.int64(p["payload_length"])
@@ -624,7 +628,7 @@ def judge_old(memory, p, me, end, previous):
     return judge_resend(memory, p, me, end, previous)
 
 
-@inner
+@hot
 def judge_probe(p, me, you):
     """Keep-alives and zero-window probes: no news for the peer, sent to hear from it."""
     length = p["payload_length"]
@@ -644,7 +648,7 @@ def is_retransmission(kind):
     return KIND_SYN <= kind <= KIND_UNKNOWN and kind != KIND_OUT_OF_ORDER
 
 
-@inner
+@hot
 def judge_sent(memory, p, me, you, verdict):
     """A packet with data, SYN or FIN. Returns the event that was added, -1 = none."""
     flags = p["tcp_flags"]
@@ -690,7 +694,7 @@ def judge_sent(memory, p, me, you, verdict):
     return event
 
 
-@inner
+@hot
 def judge_packet(memory, data, p, me, you, verdict):
     """One packet of a flow, with whole headers and no RST. Returns the event that speaks of it, -1 = none."""
     if p["tcp_flags"] & ACK:
@@ -719,7 +723,7 @@ def judge_packet(memory, data, p, me, you, verdict):
     return event
 
 
-@inner
+@hot
 def look_ahead(packets, i, memory):
     """Asks for what is known of packets[i]'s connection."""
     if i < len(packets):
@@ -729,7 +733,7 @@ def look_ahead(packets, i, memory):
             prefetch(memory.sides, 2 * np.int64(p["flow"]) + 1)
 
 
-@inner
+@hot
 def clear(verdict):
     verdict["new_bytes"] = 0
     verdict["gap_bytes"] = 0

@@ -70,6 +70,7 @@ def point_columns(prefix: str, what: str, null: str = "") -> tuple[Column, ...]:
     )
 
 
+CLUSTER = Column("cluster", NAME, "cluster of the recording", null="no agent recorded it")
 FLOW_UID = Column("flow_uid", NAME, "the flow this row belongs to", null="the packet belongs to no flow")
 INTERFACE = Column("interface", NAME, "interface of the observation point", null="the capture does not name interfaces")
 FLOW_FIRST_SEEN = Column("flow_first_seen", TIME, "first packet of the flow: its addresses are looked up as of then")
@@ -124,6 +125,7 @@ FLOWS: Final = Table(
         Column("flow_uid", TEXT, "stable id: the same input gives the same id"),
         Column("community_id", TEXT, "Community ID v1 (seed 0), to join with Zeek and Suricata"),
         INTERFACE,
+        CLUSTER,
         Column("first_seen", TIME, "first packet"),
         Column("last_seen", TIME, "last packet"),
         Column("protocol", NAME, "TCP, UDP, SCTP, ICMP, ICMPv6 ...; IP protocols without a name here are ip-<number>"),
@@ -189,6 +191,7 @@ RETRANSMITS: Final = Table(
         Column("flow_uid", NAME, "the flow"),
         FLOW_FIRST_SEEN,
         INTERFACE,
+        CLUSTER,
         Column("sender", NAME, "orig or resp: who sent the data that was retransmitted"),
         Column("orig_ip", NAME, "address of the flow's orig"),
         Column("orig_port", pa.uint16(), "port of the flow's orig"),
@@ -223,6 +226,7 @@ DNS: Final = Table(
         Column("flow_uid", NAME, "the flow"),
         FLOW_FIRST_SEEN,
         INTERFACE,
+        CLUSTER,
         Column("query_ts", TIME, "first query", null="no query seen"),
         Column("response_ts", TIME, "response", null="no response seen"),
         Column("ts", TIME, "query_ts, else response_ts"),
@@ -252,6 +256,7 @@ SEGMENTS: Final = Table(
     "segments",
     "one input file",
     (
+        CLUSTER,
         Column("segment", TEXT, "the file, as named in packets.segment"),
         Column("path", TEXT, "where it was read from; '-' is standard input"),
         Column("content_hash", TEXT, "XXH3-128 of the uncompressed content: the same content is analysed once"),
@@ -271,23 +276,94 @@ SEGMENTS: Final = Table(
         Column("skipped_packets", pa.int64(), "frames of a link type that can't be decoded", "packets"),
         Column("drops_kernel", pa.int64(), "packets dropped for want of capture buffer, by the capture's own counters", "packets", null="the capture does not say"),
         Column("drops_interface", pa.int64(), "packets dropped by interfaces, by the capture's own counters", "packets", null="the capture does not say"),
-        Column("unsealed", pa.bool_(), "a .part file: its agent never finished it"),
+        Column("unsealed", pa.bool_(), "a .part file, or one of an agent without a manifest: it was never finished, or not yet"),
         Column("sha256_ok", pa.bool_(), "the content matches its manifest", null="no manifest beside the file"),
         Column("truncated", pa.bool_(), "the file ends inside a record or block"),
         Column("problems", TEXT, "what could not be read, with offsets", null="nothing"),
+        Column("opened", TIME, "since when it was recorded, also without packets", null="no manifest"),
+        Column("sealed", TIME, "until when it was recorded", null="no manifest"),
+        Column("drops_libpcap", pa.int64(), "packets dropped by libpcap", "packets", null="not known: no manifest, or salvaged"),
+        Column("drops_disk", pa.int64(), "packets dropped since they could not be written: the disk was full, or its folder gone", "packets", null="as drops_libpcap"),
+        Column("drops_policy", pa.int64(), "packets left out on purpose: outside the pods asked for, or beyond a limit", "packets", null="as drops_libpcap"),
+        Column("salvaged", pa.bool_(), "sealed by a later start of its agent, after a crash: its end may be missing, and what was dropped is not known", null="no manifest"),
+        Column("gap_before_ns", pa.int64(), "how long nothing was recorded before it, as far as the agent knows", "ns", null="no gap known"),
+        Column("derived_from", TEXT, "SHA-256 of the manifest of the segment that it was cut out of", null="it is whole, or has no manifest"),
+        Column("only_addresses", TEXT, "the addresses whose packets were cut out, joined by ','", null="all packets of its time"),
+        Column("run_id", NAME, "one for each start of the agent", null="no manifest"),
+        Column("filter", NAME, "BPF filter that was asked for", null="no manifest"),
+        Column("payload", NAME, "headers (headers, and DNS whole), snaplen or all", null="no manifest"),
+        Column("scope", NAME, "the pods that the recording was limited to; empty: the whole node", null="no manifest"),
+        Column("clock_synchronised", pa.bool_(), "the node's clock was synchronised", null="not known"),
+        Column("clock_max_error_ns", pa.int64(), "by how much the node's clock may be wrong, at most", "ns", null="not known"),
+        Column("clock_stepped", pa.bool_(), "the node's clock jumped", null="no manifest"),
     ),
     time="first_ts",
 )
 
+INTERFACES: Final = Table(
+    "interfaces",
+    "one network interface of a node, from one change to the next, as the manifests tell",
+    (
+        CLUSTER,
+        Column("index", pa.int32(), "its number at the node"),
+        Column("name", NAME, "its name, as in packets.interface"),
+        Column("kind", NAME, "veth, bridge, vxlan ...; loopback", null="hardware, or not known"),
+        Column("role", NAME, "pod, bridge, overlay, tunnel, uplink or loopback: what its name and kind tell", null="not known"),
+        Column("cni", NAME, "network plug-in that it belongs to: calico, cilium, flannel or weave", null="none, or not known"),
+        Column("mac", TEXT, "its MAC address", null="none"),
+        Column("master", pa.int32(), "index of the bridge or bond that it belongs to", null="none"),
+        Column("peer", pa.int32(), "index of a veth's other end, in its own network namespace", null="no veth"),
+        Column("vni", pa.uint32(), "VXLAN or Geneve network identifier", null="none"),
+        Column("addresses", pa.list_(pa.string()), "its addresses, with prefix lengths"),
+        Column("reaches", pa.list_(pa.string()), "addresses behind it, as routes, neighbours and the bridge's table tell: of a pod's interface, the pod's"),
+        Column("start", TIME, "since when it was so (inclusive); told up to 50 ms late", null="since before it was recorded"),
+        Column("end", TIME, "until when it was so (exclusive); told up to 50 ms late", null="until after it was recorded"),
+        Column("seen_from", TIME, "start, or else since when it was recorded"),
+        Column("seen_until", TIME, "end, or else until when it was recorded"),
+    ),
+    time="seen_from",
+)
+
+NODE_COUNTERS: Final = Table(
+    "node_counters",
+    "one counter of a node's kernel at one time, as the manifests tell",
+    (
+        CLUSTER,
+        Column("ts", TIME, "when it was read"),
+        Column("name", NAME, "softnet_dropped, conntrack_count, tcp_retrans_segs, nic_rx_dropped:<interface> ..."),
+        Column("value", pa.int64(), "since the node was booted; of conntrack_count and tcp_curr_estab, at that time"),
+        Column("delta", pa.int64(), "value minus the one before", null="the first one since the node was booted"),
+    ),
+    time="ts",
+)
+
+GAPS: Final = Table(
+    "gaps",
+    "a time of which something is missing, as recordings and journals themselves say; holes between segments are not here",
+    (
+        CLUSTER,
+        Column("node", NAME, "the node whose packets are missing", null="of kind journal"),
+        Column("kind", NAME, "evicted (there was a segment, and it is gone), not_collected (a bundle lacks it) or journal (pods may have come and gone unseen)"),
+        Column("start", TIME, "since when (inclusive)"),
+        Column("end", TIME, "until when (exclusive)"),
+        Column("reason", TEXT, "why, as who left it out says", null="not told"),
+        Column("packets", pa.int64(), "packets of it that there were", "packets", null="not known"),
+    ),
+    time=None,
+)
+
 IDENTITIES: Final = Table(
     "identities",
-    "one owner of one address during one interval",
+    "one owner of one address during one interval; those whose intervals cover the time are the candidates of an `ambiguous` answer",
     (
+        Column("cluster", NAME, "cluster that it is in", null="not told: any"),
         Column("ip", NAME, "the address, or the range (CIDR) that the object gives out"),
         Column("port", pa.uint16(), "only this port (node ports, host ports, ports of load-balancer and external IPs)", null="every port"),
         Column("protocol", NAME, "only this protocol, with port", null="every protocol"),
         Column("start", TIME, "since when (inclusive)", null="known from the beginning of time: nothing bounds it"),
         Column("held", TIME, "by when it had the address for certain; before that, who had it before may have had it still", null="since its start"),
+        Column("unseen_before", pa.bool_(), "before held, somebody of whom nothing is known may have had the address: the journal saw nothing then"),
+        Column("kept", TIME, "until when it had the address for certain; who had it next may have it since then", null="as long as its source shows it"),
         Column("end", TIME, "until when (exclusive)", null="no end known"),
         Column("identity", NAME, "pod, service or node"),
         Column("namespace", NAME, "namespace", null="cluster-scoped or outside the cluster"),
@@ -297,7 +373,7 @@ IDENTITIES: Final = Table(
         Column("workload_kind", NAME, "its kind", null="as workload"),
         Column("node", NAME, "node it is, or runs on", null="none"),
         Column("labels", pa.list_(pa.string()), "labels of the object as key=value, sorted"),
-        Column("source", NAME, "the dumps this is known from, each with its time"),
+        Column("source", NAME, "the dumps this is known from, each with its time; of the journal, the first and the last time that it proves it"),
     ),
     time=None,
 )
@@ -402,5 +478,7 @@ DERIVED: Final = (CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
 
 TABLES: Final = {
     table.name: table
-    for table in (PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, IDENTITIES, *DERIVED)
+    for table in (
+        PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, INTERFACES, NODE_COUNTERS, GAPS, IDENTITIES, *DERIVED
+    )
 }

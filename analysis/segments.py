@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import re
 import stat
@@ -17,31 +16,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import xxhash
 
-from analysis import columns
 from analysis.compression import ContentStream
 from analysis.errors import PodtapError, Problem, UsageError
-from analysis.layout import (
-    COUNTED_ARP,
-    COUNTED_CUT,
-    COUNTED_FIRST_TS,
-    COUNTED_LAST_TS,
-    COUNTED_MALFORMED,
-    COUNTED_NOT_IP,
-    COUNTED_OPAQUE,
-    COUNTED_PACKETS,
-    COUNTED_SKIPPED,
-)
+from analysis.manifests import InterfaceNames, Place, names_without_manifest, place_of, read_manifest
 from analysis.pcap import Interface, PcapFramer
 from analysis.pcapng import PcapngFramer
-from analysis.schemas import SEGMENTS
+from capture.contract import PART, Manifest
 
 Room: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
 CHUNK_BYTES: Final = 4 << 20
@@ -53,10 +39,28 @@ Framer = PcapFramer | PcapngFramer
 
 # Nobody means these when naming a folder.
 _OTHER_FILES: Final = frozenset(
-    [".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".tsv", ".csv", ".parquet", ".idx"]
+    [
+        ".json",
+        ".jsonl",
+        ".md",
+        ".py",
+        ".txt",
+        ".yaml",
+        ".yml",
+        ".tsv",
+        ".csv",
+        ".parquet",
+        ".idx",
+        ".sha256",
+        ".sig",
+        ".asc",
+        ".tmp",
+        ".lock",
+        ".sig",
+        ".asc",
+    ]
 )
-_COMPRESSED_SUFFIXES: Final = frozenset([".gz", ".zst", ".lz4", ".xz"])
-_CONTRACT_PATH: Final = re.compile(r"(?:^|/)[^/]+/(?P<node>[^/]+)/\d{8}/\d+-\d+\.pcap(?:\.zst)?(?:\.part)?$")
+_PACKED_SUFFIXES: Final = frozenset([".gz", ".zst", ".lz4", ".xz", PART])
 
 
 def _new_room(length: int) -> npt.NDArray[np.uint8]:
@@ -76,13 +80,18 @@ class Segment:
     """As it can be opened; '-' is standard input."""
     name: str
     """The file name, with as many of its folders as make it unique in this run."""
-    node: str | None
+    place: Place | None
     """From a path as the agent writes it; None for any other."""
+    manifest: Manifest | None
+    told_by: Manifest | None
+    """Its manifest, or another one of its node: who knows the node's very name."""
     first_ts: int | None
     """Time of the first packet; None where there is none, or the input can be read only once."""
     format: str
     compression: str | None
     unsealed: bool
+    """Its agent never finished it, or not yet: it has no manifest."""
+    interface_names: InterfaceNames = field(default_factory=InterfaceNames)
     interfaces: list[Interface] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     bytes_read: int = 0
@@ -96,6 +105,16 @@ class Segment:
     _once: ContentStream | None = None
     """The opened input, where it can be read only once (standard input, a pipe)."""
 
+    @property
+    def cluster(self) -> str | None:
+        """None where no agent wrote it."""
+        return self.told_by.cluster if self.told_by else self.place.cluster if self.place else None
+
+    @property
+    def node(self) -> str | None:
+        """None where no agent wrote it."""
+        return self.told_by.node if self.told_by else self.place.node if self.place else None
+
     def chunks(
         self, chunk_bytes: int = CHUNK_BYTES, room: Room = _new_room
     ) -> Iterator[tuple[npt.NDArray[np.uint8], np.ndarray]]:
@@ -105,7 +124,7 @@ class Segment:
         `room` gives the bytes that a chunk is read into. Never raises for what the file holds or for a failing disk.
         """
         self.interfaces, self.problems = [], []
-        content = _Content(self._manifest_sha256())
+        content = _Content(self.manifest.sha256 if self.manifest else None)
         try:
             stream = self._open()
         except OSError as error:
@@ -114,7 +133,9 @@ class Segment:
         framer: Framer = PcapFramer() if self.format == PcapFramer.format else PcapngFramer()
         self.interfaces = framer.interfaces
         try:
-            yield from _framed(stream, framer, chunk_bytes, room, content)
+            for data, frames in _framed(stream, framer, chunk_bytes, room, content):
+                self._name_interface()
+                yield data, frames
         except OSError as error:
             stream.damage = _why(error)
         finally:
@@ -145,15 +166,12 @@ class Segment:
     def _open(self) -> ContentStream:
         return self._once or ContentStream(open(self.path, "rb"))
 
-    def _manifest_sha256(self) -> str | None:
-        """What the manifest beside the file says about its content; None without one, or if that can't be read."""
-        path = Path(self.path)
-        manifest = path.with_name(path.name.partition(".pcap")[0] + ".json")
-        try:
-            expected = json.loads(manifest.read_bytes()).get("sha256")
-        except (OSError, ValueError, AttributeError):
-            return None
-        return expected.lower() if isinstance(expected, str) else None
+    def _name_interface(self) -> None:
+        """A capture of one interface by name: the pcap does not tell it, the manifest does."""
+        if self.manifest and len(self.interfaces) == 1 and not self.interfaces[0].name:
+            captured = self.manifest.capture
+            if len(captured) == 1 and captured[0] != "any":
+                self.interfaces[0].name = captured[0]
 
     def _conclude(self, framer: Framer, content: _Content, damage: str | None) -> None:
         self.bytes_read = content.bytes
@@ -173,6 +191,10 @@ class Segment:
             self.sha256_ok = content.sha256.hexdigest() == content.expected_sha256
             if not self.sha256_ok:
                 self.problems.append(Problem(self.path, None, "the content is not that of its manifest (SHA-256)"))
+        if self.manifest and not self.manifest.salvaged:
+            ledger = self.manifest.ledger
+            self.drops_kernel, self.drops_interface = ledger.kernel, ledger.interface
+            return
         counted = [i.drops_kernel for i in framer.interfaces if i.drops_kernel is not None]
         self.drops_kernel = sum(counted) if counted else framer.dropped
         counted = [i.drops_interface for i in framer.interfaces if i.drops_interface is not None]
@@ -229,11 +251,12 @@ def find_segments(inputs: Sequence[str]) -> tuple[list[Segment], list[Problem]]:
     found: list[Segment] = []
     paths, problems = _expand(inputs)
     for path in paths:
-        segment = _identify(path)
+        segment = _identify(path, problems)
         if isinstance(segment, Problem):
             problems.append(segment)
         else:
             found.append(segment)
+    found = _of_recordings(found)
     found.sort(key=lambda s: (s.first_ts is None, s.first_ts or 0, _natural(s.path)))
     for segment, name in zip(found, _unique_names([s.path for s in found]), strict=True):
         segment.name = name
@@ -272,13 +295,13 @@ def _walk(folder: str, problems: list[Problem]) -> list[str]:
 
 def _may_be_capture(file_name: str) -> bool:
     stem, suffix = os.path.splitext(file_name.lower())
-    if suffix in _COMPRESSED_SUFFIXES:
-        suffix = os.path.splitext(stem)[1]
+    while suffix in _PACKED_SUFFIXES:
+        stem, suffix = os.path.splitext(stem)
     return not file_name.startswith(".") and suffix not in _OTHER_FILES
 
 
-def _identify(path: str) -> Segment | Problem:
-    """Look at how a file starts."""
+def _identify(path: str, problems: list[Problem]) -> Segment | Problem:
+    """Look at how a file starts, and at its manifest; what is wrong with that is added to `problems`."""
     try:
         once = path == STDIN or not stat.S_ISREG(os.stat(path).st_mode)
         stream = ContentStream(sys.stdin.buffer if path == STDIN else open(path, "rb"))  # noqa: SIM115 (may stay open)
@@ -290,17 +313,57 @@ def _identify(path: str) -> Segment | Problem:
         first_ts = None if once else _first_ts(stream, framer())
     except OSError as error:
         return Problem(path, None, _why(error))
-    contract = _CONTRACT_PATH.search(os.path.abspath(path))
+    place = None if once else place_of(os.path.abspath(path))
+    manifest = read_manifest(path) if place else None
+    if isinstance(manifest, Problem):
+        problems.append(manifest)
+        manifest = None
     return Segment(
         path=path,
         name=path,
-        node=contract["node"] if contract else None,
+        place=place,
+        manifest=manifest,
+        told_by=manifest,
         first_ts=first_ts,
         format=framer.format,
         compression=stream.compression,
-        unsealed=path.endswith(".part"),
+        unsealed=path.endswith(PART) or (place is not None and manifest is None),
         _once=stream if once else None,
     )
+
+
+def _of_recordings(found: list[Segment]) -> list[Segment]:
+    """Segments of one node in the order in which it wrote them, each once; others stay as they are.
+
+    A copy of a segment (in a bundle, or compressed just now) does not count again: the most complete one is taken.
+    """
+    kept = [segment for segment in found if segment.place is None]
+    nodes: dict[tuple[str, str], dict[str, Segment]] = {}
+    for segment in found:
+        if segment.place:
+            of_node = nodes.setdefault((segment.place.cluster, segment.place.node), {})
+            known = of_node.get(segment.place.stem)
+            if known is None or _completeness(known) < _completeness(segment):
+                of_node[segment.place.stem] = segment
+    for of_node in nodes.values():
+        manifests = [segment.manifest for segment in of_node.values() if segment.manifest]
+        latest = None
+        for stem, segment in sorted(of_node.items()):
+            if segment.manifest:
+                segment.interface_names = InterfaceNames(segment.manifest.interfaces)
+            else:
+                segment.interface_names = names_without_manifest(stem, manifests)
+                segment.told_by = next(iter(manifests), None)
+            if segment.first_ts is not None:  # in order also where the clock jumped back
+                latest = segment.first_ts = max(segment.first_ts, latest or segment.first_ts)
+            kept.append(segment)
+    return kept
+
+
+def _completeness(segment: Segment) -> tuple[bool, bool, int, bool]:
+    manifest = segment.manifest
+    whole = manifest is not None and manifest.derived_from is None
+    return manifest is not None, whole, manifest.packets if manifest else 0, segment.compression is None
 
 
 def _first_ts(stream: ContentStream, framer: Framer) -> int | None:
@@ -327,7 +390,7 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
 
 def _unique_names(paths: Sequence[str]) -> list[str]:
     """The shortest ends of `paths` (all different), in whole parts, that tell each from all others."""
-    parts = [[STDIN] if path == STDIN else _printable(os.path.abspath(path)).split("/") for path in paths]
+    parts = [[STDIN] if path == STDIN else printable(os.path.abspath(path)).split("/") for path in paths]
     depths = [1] * len(paths)
     while True:
         names = ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
@@ -337,45 +400,10 @@ def _unique_names(paths: Sequence[str]) -> list[str]:
         depths = [depth + (uses[name] > 1) for name, depth in zip(names, depths, strict=True)]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without the surrogates of a file name that is no UTF-8, which can't be stored."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _why(error: OSError) -> str:
     return f"can't be read: {error.strerror or error}"
-
-
-def segments_table(rows: Sequence[tuple[Segment, npt.NDArray[np.int64]]], now: int) -> pa.Table:
-    """Rows of schemas.SEGMENTS: each segment that was read, and what decoding counted of it (layout.COUNTED_*)."""
-    found: dict[str, list[object]] = {column.name: [] for column in SEGMENTS.columns}
-    for s, counts in rows:
-        has_packets = bool(counts[COUNTED_PACKETS])
-        values: dict[str, object] = {
-            "segment": s.name,
-            "path": _printable(s.path),
-            "content_hash": s.content_hash,
-            "first_ts": int(counts[COUNTED_FIRST_TS]) if has_packets else now,
-            "last_ts": int(counts[COUNTED_LAST_TS]) if has_packets else now,
-            "format": s.format,
-            "compression": s.compression,
-            "link_types": ",".join(dict.fromkeys(str(i.link_type) for i in s.interfaces)),
-            "interfaces": ",".join(dict.fromkeys(i.name for i in s.interfaces if i.name)) or None,
-            "bytes": s.bytes_read,
-            "packets": int(counts[COUNTED_PACKETS]),
-            "arp_packets": int(counts[COUNTED_ARP]),
-            "not_ip_packets": int(counts[COUNTED_NOT_IP]),
-            "malformed_packets": int(counts[COUNTED_MALFORMED]),
-            "cut_packets": int(counts[COUNTED_CUT]),
-            "opaque_packets": int(counts[COUNTED_OPAQUE]),
-            "skipped_packets": int(counts[COUNTED_SKIPPED]),
-            "drops_kernel": s.drops_kernel,
-            "drops_interface": s.drops_interface,
-            "unsealed": s.unsealed,
-            "sha256_ok": s.sha256_ok,
-            "truncated": s.truncated,
-            "problems": _printable("; ".join(map(str, s.problems))) or None,
-        }
-        for name, column in found.items():
-            column.append(values[name])
-    return columns.to_table("segments", {c.name: columns.values(found[c.name], c.type) for c in SEGMENTS.columns})

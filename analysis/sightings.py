@@ -2,13 +2,13 @@
 
 What survives the way through bridges, tunnels and NAT is the TCP sequence number, acknowledgment and timestamp, or a
 UDP datagram's IP id and length. GSO and GRO cut the same bytes differently, but the first packet of each cut has the
-same three numbers. A hash of them is a packet's key. Of a flow some eight to sixteen keys are kept, of a long one every
+same three numbers. A hash of them is a packet's key. Of a flow some four to eight keys are kept, of a long one every
 64th, chosen by the hash itself: so every point chooses the same, and memory grows with the flows, hardly with packets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,21 +20,6 @@ import pyarrow.parquet as pq
 from analysis import sightings_kernels as kernels
 from analysis.columns import PROTOCOL_NAMES
 
-PACKET_ROW: Final = np.dtype(
-    [
-        ("ts", "i8"),
-        ("flow", "i4"),  # index into FLOW_FACTS; -1: none
-        ("src", "i4"),  # number of the source address
-        ("tcp_seq", "u4"),
-        ("tcp_ack", "u4"),
-        ("tcp_tsval", "u4"),
-        ("payload_length", "u4"),
-        ("ip_id", "u4"),
-        ("src_port", "u2"),
-        ("tcp_flags", "u2"),
-    ],
-    align=True,
-)
 SIGHTING: Final = np.dtype(
     [
         ("key", "u8"),
@@ -46,6 +31,17 @@ SIGHTING: Final = np.dtype(
     ],
     align=True,
 )
+CARRIED: Final = np.dtype(
+    [
+        ("ts", "i8"),
+        ("flow", "i4"),
+        ("seq", "u4"),
+        ("length", "u4"),  # with SYN and FIN
+        ("sender", "u1"),  # 1: the flow's orig sent it
+    ],
+    align=True,
+)
+"""A TCP packet that may have carried a byte that was sent more than once."""
 FLOW_FACTS: Final = np.dtype(
     [
         ("uid", "u8"),
@@ -54,25 +50,25 @@ FLOW_FACTS: Final = np.dtype(
         ("orig_syn", "i8"),  # sequence number of orig's SYN; -1: not seen
         ("resp_syn", "i8"),
         ("point", "i4"),
-        ("node", "i4"),
+        ("node", "i4"),  # in the order of their names
         ("orig", "i4"),  # numbers of addresses
         ("resp", "i4"),
         ("community", "i4"),
-        ("mask", "i4"),  # bits of a key that must be 0
+        ("mask", "i4"),  # bits of a key that must be 0; -1: none is kept
         ("orig_port", "u2"),
         ("resp_port", "u2"),
         ("protocol", "u1"),
     ],
     align=True,
 )
-FEW: Final = 8
+FEW: Final = 4
 """Of a flow of so many packets, all are kept."""
 MOST_THINNED: Final = 63
 
-_COLUMNS: Final = [
-    *("ts", "flow_uid", "src_ip", "src_port", "tcp_flags", "tcp_seq", "tcp_ack", "tcp_tsval", "payload_length"),
-    "ip_id",
-]
+BUCKET_BITS: Final = 12
+"""Sequence numbers are looked up by this many less."""
+
+_NUMBERS: Final = ("ts", "src_port", "tcp_flags", "tcp_seq", "tcp_ack", "tcp_tsval", "payload_length", "ip_id")
 Records = npt.NDArray[Any]
 
 
@@ -104,14 +100,16 @@ def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
     return np.array([int(text, 16) for text in texts.to_pylist()], np.uint64)
 
 
-def flow_facts(flows: pa.Table, addresses: Numbers) -> Records:
+def flow_facts(flows: pa.Table) -> Records:
     """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order."""
     facts = np.zeros(len(flows), FLOW_FACTS)
     facts["uid"] = uid_numbers(flows["flow_uid"])
     for time in ("first_seen", "last_seen"):
         facts[time] = numbers(flows[time])
     facts["orig_syn"] = facts["resp_syn"] = -1
-    nodes = Numbers().of(flows["node"])
+    addresses = Numbers()
+    names = Numbers((name, number) for number, name in enumerate(sorted(map(str, set(flows["node"].to_pylist())))))
+    nodes = names.of(flows["node"])
     facts["node"] = nodes
     interfaces, tunnels = (Numbers().of(flows[name]).tolist() for name in ("interface", "encapsulation"))
     points = Numbers()
@@ -124,39 +122,50 @@ def flow_facts(flows: pa.Table, addresses: Numbers) -> Records:
     facts["protocol"] = [codes.get(str(name), 0) for name in flows["protocol"].to_pylist()]
     packets = numbers(flows["orig_packets"]) + numbers(flows["resp_packets"])
     thinned = 2 ** np.ceil(np.log2(np.maximum(packets / FEW, 1))).astype(np.int64) - 1
-    facts["mask"] = np.minimum(thinned, MOST_THINNED)
+    facts["mask"] = np.where(facts["orig_port"] == facts["resp_port"], -1, np.minimum(thinned, MOST_THINNED))
     return facts
 
 
-def packet_rows(files: Sequence[Path], facts: Records, addresses: Numbers) -> Iterator[Records]:
-    """PACKET_ROW of all packets of the files, a row group at a time."""
+def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.uint32]) -> tuple[Records, Records]:
+    """SIGHTINGs of the packets in files of the table packets, and CARRIEDs: fills in the SYNs of `facts`, too.
+
+    `resent`: sequence numbers of which some packet must be found that carried them. Flows whose ports are equal are
+    left out: who sent a packet is told by its source port.
+    """
+    buckets = np.zeros(1 << (32 - BUCKET_BITS), np.bool_)
+    buckets[resent >> BUCKET_BITS] = True
     order = np.argsort(facts["uid"])
+    sightings, carried = [np.empty(0, SIGHTING)], [np.empty(0, CARRIED)]
+    seen, sent = sightings[0], carried[0]
+    row = 0
     for file in files:
-        with pq.ParquetFile(file, read_dictionary=["flow_uid", "src_ip"]) as source:
+        with pq.ParquetFile(file, read_dictionary=["flow_uid"]) as source:
             for group in range(source.num_row_groups):
-                yield _rows(source.read_row_group(group, columns=_COLUMNS), facts, order, addresses)
+                table = source.read_row_group(group, columns=["flow_uid", *_NUMBERS])
+                flow = _flows(table["flow_uid"].combine_chunks(), facts, order)
+                columns = [_as_they_are(table[name]) for name in _NUMBERS]
+                if len(table) > len(seen):
+                    seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
+                counts = kernels.sample(flow, *columns, row, facts, buckets, seen, sent)
+                sightings.append(seen[: counts[0]].copy())
+                carried.append(sent[: counts[1]].copy())
+                row += len(table)
+    return np.concatenate(sightings), np.concatenate(carried)
 
 
-def _rows(table: pa.Table, facts: Records, order: npt.NDArray[np.int64], addresses: Numbers) -> Records:
-    rows = np.empty(len(table), PACKET_ROW)
-    rows["ts"] = numbers(table["ts"])
-    uids: Any = table["flow_uid"].combine_chunks()
+def _flows(uids: Any, facts: Records, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The index of each packet's flow, -1 for none."""
     known = uid_numbers(uids.dictionary)
     place = np.searchsorted(facts["uid"], known, sorter=order)
-    flow = np.append(order[np.minimum(place, len(order) - 1)], -1)
-    rows["flow"] = flow[numbers(uids.indices, -1)]
-    rows["src"] = addresses.of(table["src_ip"])
-    for name in ("tcp_seq", "tcp_ack", "tcp_tsval", "payload_length", "ip_id", "src_port", "tcp_flags"):
-        rows[name] = numbers(table[name])
-    return rows
+    flow = np.append(order[np.minimum(place, len(order) - 1)], -1).astype(np.int32)
+    found: npt.NDArray[np.int32] = flow[_as_they_are(uids.indices, -1)]
+    return found
 
 
-def read_sightings(files: Sequence[Path], facts: Records, addresses: Numbers) -> Records:
-    """SIGHTINGs of the packets in files of the table packets; fills in the SYNs of `facts`."""
-    found = []
-    first_row = 0
-    for rows in packet_rows(files, facts, addresses):
-        room = np.empty(len(rows), SIGHTING)
-        found.append(room[: kernels.sample(rows, first_row, facts, room)].copy())
-        first_row += len(rows)
-    return np.concatenate(found) if found else np.empty(0, SIGHTING)
+def _as_they_are(column: Any, null: int = 0) -> npt.NDArray[Any]:
+    """An Arrow column of numbers or times in its own width, `null` where it has none."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = column.view(pa.int64()) if pa.types.is_timestamp(column.type) else column
+    column = column.fill_null(null) if column.null_count else column
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return values

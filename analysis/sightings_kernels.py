@@ -23,48 +23,61 @@ def mixed(a, b):
 
 
 @kernel
-def sample(rows, first_row, flows, sightings):
-    """Writes what identifies a packet at any point, of those that are compared; returns how many.
+def sample(flow, ts, src_port, flags, seq, ack, tsval, payload, ip_id, row, flows, buckets, sightings, carried):
+    """Writes what identifies a packet at any point, of those that are compared, and which may have carried bytes that
+    were sent again; returns how many of either.
 
-    rows: PACKET_ROW[n] from number `first_row` on; flows: FLOW_FACTS; sightings: SIGHTING[n]. A flow's mask thins out
-    its packets by their own hash, so that two points choose the same ones. SYNs are always chosen, and leave their
-    numbers in `flows`.
+    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to ip_id: columns of packets from number `row` on; buckets:
+    bool[2 ** k], whether a sequence number with these highest bits was sent again; sightings: SIGHTING[n]; carried:
+    CARRIED[n]. A flow's mask thins out its packets by their own hash, so that two points choose the same ones. SYNs are
+    always chosen, and leave their numbers in `flows`.
     """
-    count = 0
-    for i in range(len(rows)):
-        row = rows[i]
-        if row["flow"] < 0:
+    seen = sent = 0
+    shift = np.uint32(32)
+    while (1 << (np.uint32(32) - shift)) < len(buckets):
+        shift -= np.uint32(1)
+    for i in range(len(flow)):
+        if flow[i] < 0:
             continue
-        flow = flows[row["flow"]]
-        sender = np.uint8(row["src"] == flow["orig"] and row["src_port"] == flow["orig_port"])
+        facts = flows[flow[i]]
+        mask = facts["mask"]
+        if mask < 0:
+            continue
+        sender = np.uint8(src_port[i] == facts["orig_port"])
         decisive = np.uint8(1)
-        if flow["protocol"] == TCP:
-            mark = np.int64(row["tcp_flags"] & (SYN | FIN | RST)) | ((row["payload_length"] > 0) << 16)
-            key = mixed(mixed(row["tcp_seq"], row["tcp_ack"]), mixed(row["tcp_tsval"], mark))
-            if row["tcp_flags"] & SYN:
-                if row["tcp_flags"] & ACK:
-                    flow["resp_syn"] = row["tcp_seq"]
+        if facts["protocol"] == TCP:
+            length = payload[i] + np.uint32((flags[i] & (SYN | FIN)) != 0)
+            if length:
+                first, last = np.int64(seq[i] >> shift), np.int64((np.int64(seq[i]) + length - 1) >> shift)
+                for bucket in range(first, last + 1):
+                    if buckets[bucket & (len(buckets) - 1)]:
+                        packet = carried[sent]
+                        packet["ts"], packet["flow"], packet["seq"] = ts[i], flow[i], seq[i]
+                        packet["length"], packet["sender"] = length, sender
+                        sent += 1
+                        break
+            mark = np.int64(flags[i] & (SYN | FIN | RST)) | ((payload[i] > 0) << 16)
+            key = mixed(mixed(seq[i], ack[i]), mixed(tsval[i], mark))
+            if flags[i] & SYN:
+                if flags[i] & ACK:
+                    facts["resp_syn"] = seq[i]
                 else:
-                    flow["orig_syn"] = row["tcp_seq"]
-                    decisive = np.uint8(row["tcp_tsval"] != 0)
-            elif key & np.uint64(flow["mask"]):
+                    facts["orig_syn"] = seq[i]
+                    decisive = np.uint8(tsval[i] != 0)
+            elif key & np.uint64(mask):
                 continue
-        elif flow["protocol"] == UDP and row["ip_id"] != 0:
-            key = mixed(mixed(row["ip_id"], row["payload_length"]), 1)
+        elif facts["protocol"] == UDP and ip_id[i] != 0:
+            key = mixed(mixed(ip_id[i], payload[i]), 1)
             decisive = np.uint8(0)
-            if key & np.uint64(flow["mask"]):
+            if key & np.uint64(mask):
                 continue
         else:
             continue
-        sighting = sightings[count]
-        sighting["key"] = key
-        sighting["ts"] = row["ts"]
-        sighting["row"] = first_row + i
-        sighting["flow"] = row["flow"]
-        sighting["sender"] = sender
-        sighting["decisive"] = decisive
-        count += 1
-    return count
+        sighting = sightings[seen]
+        sighting["key"], sighting["ts"], sighting["row"] = key, ts[i], row + i
+        sighting["flow"], sighting["sender"], sighting["decisive"] = flow[i], sender, decisive
+        seen += 1
+    return seen, sent
 
 
 @inner

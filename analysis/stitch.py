@@ -5,9 +5,7 @@ Derived from the facts of all batches, and made anew when another comes: a node'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,7 +18,7 @@ from analysis.lake import committed_files
 from analysis.layout import UDP
 from analysis.losses import events_of, losses, points_passed
 from analysis.paths import by_packet, hops, paths, seen_packets
-from analysis.sightings import Numbers, flow_facts, numbers, packet_rows, read_sightings, uid_numbers
+from analysis.sightings import flow_facts, numbers, read_packets, uid_numbers
 
 if TYPE_CHECKING:
     from analysis.lake_reader import Lake
@@ -72,12 +70,11 @@ class Stitched:
 
 def stitch(lake: Lake) -> Stitched:
     """What the facts of a lake say together."""
-    flows = lake.arrow(_FLOWS)
-    addresses = Numbers()
-    facts = flow_facts(flows, addresses)
+    flows, retransmits = lake.arrow(_FLOWS), lake.arrow(_RETRANSMITS)
+    facts = flow_facts(flows)
     node = facts["node"].astype(np.int64)
-    files = committed_files(lake.path, "packets")
-    sightings = read_sightings(files, facts, addresses)
+    resent = retransmits["seq"].to_numpy().astype(np.uint32)
+    sightings, carried = read_packets(committed_files(lake.path, "packets"), facts, resent)
     sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
     connection, flipped = connections_of(facts, sightings)
     seen = seen_packets(sightings, connection, flipped)
@@ -85,16 +82,15 @@ def stitch(lake: Lake) -> Stitched:
     if offsets:
         seen["ts"] = corrected(seen["ts"], node[seen["flow"]], offsets)
         seen = by_packet(seen)
+        carried["ts"] = corrected(carried["ts"], node[carried["flow"]], offsets)
     steps = paths(seen)
     position = np.full((len(facts), 2), NOWHERE)
     position[steps["flow"], steps["way"] & 1] = steps["position"]
     sender_flow = _sender_flows(flows, facts, connection, flipped, position)
-    retransmits = lake.arrow(_RETRANSMITS)
     events, ways, flow_ways = _events(retransmits, facts, connection, flipped, sender_flow, offsets)
     points = points_passed(seen, steps, facts["mask"])
-    packets = _corrected_packets(files, facts, addresses, offsets) if len(events) else ()
     last_seen = corrected(facts["last_seen"], node, offsets)
-    located = losses(events, ways, points, packets, facts, flow_ways, last_seen)
+    located = losses(events, ways, points, carried, flow_ways, last_seen)
     primary = _primary_flows(flows, facts, connection, flipped, position)
     return Stitched(
         flows,
@@ -111,16 +107,6 @@ def stitch(lake: Lake) -> Stitched:
         ways[events["way"]],
         located,
     )
-
-
-def _corrected_packets(
-    files: Sequence[Path], facts: Records, addresses: Numbers, offsets: list[Offset]
-) -> Iterator[Records]:
-    node = np.append(facts["node"].astype(np.int64), -1)
-    for rows in packet_rows(files, facts, addresses):
-        if offsets:
-            rows["ts"] = corrected(rows["ts"], node[rows["flow"]], offsets)
-        yield rows
 
 
 def of_side(flows: pa.Table, what: str, sent_by_orig: bool, flipped: Flags) -> Integers:

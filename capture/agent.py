@@ -139,8 +139,7 @@ def _wanted(settings: Settings) -> Wanted:
 
 
 def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
-    typical = 256 if settings.payload == HEADERS else settings.snaplen
-    source = Source(settings.device, settings.snaplen, settings.ring_bytes, typical)
+    source = Source(settings.device, settings.snaplen, settings.ring_bytes)
     try:
         return Sniffer(source, filtering.program)
     except libpcap.NoDeviceError as error:

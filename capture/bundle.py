@@ -134,7 +134,12 @@ def worst_clock(manifests: list[Manifest]) -> Clock:
 
 
 def write_head(
-    folder: Path, request: Request, nodes: list[BundleNode], journal_complete: bool, created_ns: int
+    folder: Path,
+    request: Request,
+    nodes: list[BundleNode],
+    journal_complete: bool,
+    created_ns: int,
+    versions: dict[str, str],
 ) -> Bundle:
     """List all that is in the folder, and write it down. Returns what was written."""
     paths = sorted(path for path, _ in entries(folder) if not is_of_head(path))
@@ -145,7 +150,7 @@ def write_head(
         until_ns=request.until_ns,
         nodes=nodes,
         files=files,
-        versions={"podtap": version("podtap"), "python": python_version()},
+        versions=versions | {"podtap": version("podtap"), "python": python_version()},
         selection=request.asked,
         journal_complete=journal_complete,
     )

@@ -75,6 +75,13 @@ class Cluster:
         """All nodes of the cluster: whether each is Ready."""
         return {item["metadata"]["name"]: _is_ready(item) for item in self.items("/api/v1/nodes")}
 
+    def versions(self) -> dict[str, str]:
+        """Kubernetes' own; nothing where it does not say."""
+        try:
+            return {"kubernetes": str(self._get("/version", {})["gitVersion"])}
+        except (PodtapError, KeyError, TypeError):
+            return {}
+
     def items(self, path: str, selector: str = "") -> Iterator[dict[str, Any]]:
         """All objects of a list, page by page."""
         query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
@@ -104,6 +111,8 @@ class Cluster:
             with contextlib.closing(self._open(pod, command)) as connection:
                 yield from _output(connection)
         except websocket.WebSocketBadStatusException as error:
+            if error.status_code == 401:  # whoever asks for JSON reads the credentials again
+                self._get(f"/api/v1/namespaces/{quote(pod.namespace)}/pods", {"limit": "1"})
             raise _refused(pod, error.status_code, error.resp_body or b"") from error
         except websocket.WebSocketTimeoutException as error:
             raise ExecError(f"nothing was heard for {SILENCE_SECONDS:.0f} s", again=True) from error
@@ -196,7 +205,8 @@ def _check_status(content: bytes, errors: str) -> None:
     if status.get("reason") != "NonZeroExitCode" or not codes or not codes[0].isdigit():
         raise ExecError(message, again=True)
     code = int(codes[0])
-    words = errors.rpartition("Error: ")[2] or f"the command ended with exit code {code}"
+    said = "".join(each if each.isprintable() else " " for each in errors.rpartition("Error: ")[2])
+    words = said.strip() or f"the command ended with exit code {code}"
     raise ExecError(words, again=code > 128, exit_code=code)  # killed: by the memory limit, or with its pod
 
 
@@ -208,7 +218,7 @@ def _refused(pod: PodtapPod, code: int, body: bytes) -> ExecError:
         message = body[:200].decode(errors="replace").strip() or f"HTTP status {code}"
     if code == 403:
         message += f"; podtap needs the verbs get and create on pods/exec in namespace {pod.namespace}"
-    return ExecError(message, again=code == 429 or code >= 500, gone=code == 404)
+    return ExecError(message, again=code in (401, 429) or code >= 500, gone=code == 404)
 
 
 def _podtap_pod(item: dict[str, Any], container: str) -> PodtapPod:

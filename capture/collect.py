@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from capture.bundle import WORK, Request, node_summary, write_head
-from capture.contract import BUNDLE, Bundle, BundleNode, ContractError, Manifest, from_json, node_folder
+from capture.contract import (
+    BUNDLE,
+    MANIFEST_SUFFIX,
+    NANOSECONDS,
+    Bundle,
+    BundleNode,
+    ContractError,
+    Manifest,
+    from_json,
+    node_folder,
+)
 from capture.coverage import missing
 from capture.download import Claims, DiskFull, Download, Throttle, half_files
 from capture.errors import PodtapError, UsageError
 from capture.journal_records import journal_missing
+from capture.listing import NodeListing
 from capture.parallel import in_parallel
 from capture.pod_addresses import Found
 from capture.progress import Bar, size_text
 from capture.recording import Segment, Window, clock_text, node_folders, segments
-from capture.segment_writer import write_atomically
-from capture.sending import NodeListing
+from capture.segment_writer import TEMPORARY, write_atomically
 from capture.sources import Origin, Source
 from capture.tombstones import read_tombstones
 
 LISTING_WORKERS: Final = 16
 DOWNLOAD_WORKERS: Final = 8
 POLL_S: Final = 2.0
+TOLERATED_CLOCK_NS: Final = 2 * NANOSECONDS
 _REQUEST: Final = "request.json"
 _SHOWN: Final = 5
 
@@ -76,6 +88,8 @@ class Collection:
     _failed: dict[str, str] = field(default_factory=dict)
     _damage: dict[str, list[str]] = field(default_factory=dict)
     """Sentences by node's folder."""
+    _agents: set[str] = field(default_factory=set)
+    """Versions of podtap on the nodes."""
 
     @property
     def window(self) -> Window:
@@ -91,6 +105,10 @@ class Collection:
         if not plan.segment_count and not any(self._is_open(each) for each in plan.all()):
             raise PodtapError(f"no node has anything of {_window_text(self.window)}: {_reach(plan)}")
         self.confirm(plan)
+        with _locked(self.folder):
+            return self._bring(origins, plan)
+
+    def _bring(self, origins: Sequence[Origin], plan: Plan) -> Bundle:
         _write_request(self.folder, self.request)
         claims, throttle = Claims(), Throttle(self.bandwidth)
         has_journal = self._bring_journal(claims, throttle)
@@ -98,19 +116,37 @@ class Collection:
         addresses = None if found is None else sorted(found.addresses)
         self._bring_nodes(origins, plan, addresses, claims, throttle)
         nodes = self._nodes(origins, plan)
-        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns())
+        for path in self.folder.rglob(f"*{MANIFEST_SUFFIX}{TEMPORARY}"):  # of a run that was ended amid it
+            path.unlink()
+        versions = self.source.versions() | {"agents": ", ".join(sorted(self._agents))}
+        head = write_head(self.folder, self.request, nodes, has_journal, time.time_ns(), versions)
         if not any(half_files(self.folder)):
             shutil.rmtree(self.folder / WORK)
         return head
 
     def _ask(self, origins: Sequence[Origin]) -> Plan:
         plan = Plan({}, {})
-        for origin, answer in in_parallel(lambda each: each.listing(self.window), origins, LISTING_WORKERS):
+        for origin, answer in in_parallel(self._timed_listing, origins, LISTING_WORKERS):
             if isinstance(answer, PodtapError):
                 plan.problems[origin.name] = str(answer)
             else:
-                plan.listings[origin.name] = answer
+                plan.listings[origin.name], asked_ns, answered_ns = answer
+                self._compare_clocks(plan.listings[origin.name], asked_ns, answered_ns)
         return plan
+
+    def _timed_listing(self, origin: Origin) -> tuple[list[NodeListing], int, int]:
+        asked_ns = time.time_ns()
+        return origin.listing(self.window), asked_ns, time.time_ns()
+
+    def _compare_clocks(self, listings: list[NodeListing], asked_ns: int, answered_ns: int) -> None:
+        """`15m` is said by this machine's clock, and packets have their node's."""
+        for each in listings:
+            ahead = max(each.now_ns - answered_ns, 0) - max(asked_ns - each.now_ns, 0)
+            if abs(ahead) > TOLERATED_CLOCK_NS:
+                which = "ahead of" if ahead > 0 else "behind"
+                self.say(
+                    f"the clock of {each.node} is {abs(ahead) / 1e9:.1f} s {which} this machine's: is the window right?"
+                )
 
     def _bring_journal(self, claims: Claims, throttle: Throttle) -> bool:
         """Whether the journal of at least one writer came, and saw all of the window."""
@@ -143,6 +179,7 @@ class Collection:
                     downloads[origin.name] = download
             self._run(downloads.values())
             self._wait(downloads, plan)
+        self._agents = {each.versions["podtap"] for each in downloads.values() if "podtap" in each.versions}
         for name, download in downloads.items():
             self._damage |= {each.path: _damage_of(download, each.path) for each in plan.listings[name]}
 
@@ -284,10 +321,25 @@ def _earlier(folder: Path) -> tuple[Request, bool] | None:
     return None
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """PodtapError: another one collects into the folder."""
+    try:
+        (folder / WORK).mkdir(exist_ok=True)
+        file = open(folder / WORK / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise DiskFull(f"{folder} can't be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PodtapError(f"another podtap collect is at work in {folder}: wait for it, or end it") from None
+        yield
+
+
 def _write_request(folder: Path, request: Request) -> None:
     values = {"since_ns": request.since_ns, "until_ns": request.until_ns, "asked": request.asked}
     try:
-        (folder / WORK).mkdir(exist_ok=True)
         write_atomically(folder / WORK / _REQUEST, json.dumps(values).encode())
     except OSError as error:
         raise DiskFull(f"{folder} can't be written: {error.strerror}") from error

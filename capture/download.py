@@ -30,6 +30,7 @@ from capture.contract import (
     from_json,
 )
 from capture.errors import PodtapError
+from capture.listing import FOLDER
 from capture.recording import CHAIN_SUFFIX, Window
 from capture.segment_writer import write_atomically
 from capture.sources import Origin
@@ -39,11 +40,10 @@ TRIES: Final = 5
 """In a row without a byte more."""
 LONGEST_PAUSE: Final = 15.0
 _READ_BYTES: Final = 1 << 20
-_FOLDER: Final = r"[A-Za-z0-9%~][A-Za-z0-9._%~-]*"
-_SEGMENT: Final = re.compile(rf"({_FOLDER}/{_FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}(\.pcap|\.pcap\.zst)", re.ASCII)
-_TOMBSTONES: Final = re.compile(rf"({_FOLDER}/{_FOLDER})/{re.escape(TOMBSTONES)}", re.ASCII)
+_SEGMENT: Final = re.compile(rf"({FOLDER}/{FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}(\.pcap|\.pcap\.zst)", re.ASCII)
+_TOMBSTONES: Final = re.compile(rf"({FOLDER}/{FOLDER})/{re.escape(TOMBSTONES)}", re.ASCII)
 _JOURNAL_FILE: Final = re.compile(
-    rf"({JOURNAL}/{_FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}({re.escape(JOURNAL_SUFFIX)}|\.jsonl{re.escape(PART)})", re.ASCII
+    rf"({JOURNAL}/{FOLDER})/\d{{8}}/\d{{19}}-\d{{6,}}({re.escape(JOURNAL_SUFFIX)}|\.jsonl{re.escape(PART)})", re.ASCII
 )
 
 
@@ -98,7 +98,7 @@ class Download:
         self.node_folders: set[str] = set()
         """Whose files came, or are known to be there from an earlier time."""
         self.versions: dict[str, str] = {}
-        """Of what sent it."""
+        """Of the podtap that sent it."""
         self.vanished: set[str] = set()
         """Segments that were evicted before their turn."""
         self.damaged: set[str] = set()
@@ -145,11 +145,11 @@ class Download:
     def _receive(self, header: Header, receiver: Receiver) -> None:
         self._check_path(header.path)
         final, half = self.folder / header.path, self._work / header.path
-        half.parent.mkdir(parents=True, exist_ok=True)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if header.offset and final.exists() and not half.exists():
-            os.rename(final, half)
         try:
+            half.parent.mkdir(parents=True, exist_ok=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if header.offset and final.exists() and not half.exists():
+                os.rename(final, half)
             if header.offset and (not half.exists() or half.stat().st_size < header.offset):
                 self._is_stale = True
                 raise TransferError("the node sent the end of a file whose beginning is not here")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -22,6 +22,15 @@ from capture.arguments import (
     selector_option,
 )
 from capture.errors import Command, PartialError, PodtapError, UsageError
+
+if TYPE_CHECKING:  # what a command needs is imported when it is called
+    from capture.bundle import Request
+    from capture.collect import Plan
+    from capture.contract import Bundle
+    from capture.freeze import NodeResult
+    from capture.pod_addresses import Found, PodSelection
+    from capture.sources import ClusterSource, FolderSource
+    from capture.verify import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 NAMESPACE: Final = "podtap"
@@ -97,7 +106,7 @@ def thaw(
     results = thaw_nodes(source.nodes(), list(ids))
     for result in results:
         click.echo(f"{result.node}: {result.problem or result.words or 'nothing was frozen'}")
-    _end([each.node for each in results if each.problem], len(results), {})
+    _end([each.node for each in results if each.problem], len(results), {}, "thawed")
 
 
 @click.command(cls=Command)
@@ -143,9 +152,12 @@ def collect(
     if bandwidth == 0:
         raise UsageError("--bandwidth can't be 0")
     selection = PodSelection("" if all_namespaces else namespace or "", selector)
-    source: Any = _folder_source(from_folder, nodes) if from_folder else None
-    source = source or _cluster_source(kubeconfig, context, podtap_namespace, nodes)
-    place = str(from_folder.resolve()) if from_folder else source.cluster.connection.host
+    source: ClusterSource | FolderSource
+    if from_folder:
+        source, place = _folder_source(from_folder, nodes), str(from_folder.resolve())
+    else:
+        source = _cluster_source(kubeconfig, context, podtap_namespace, nodes)
+        place = source.cluster.connection.host
     asked = {"since": since, "until": until, "namespace": selection.namespace, "selector": selector}
     asked |= {"nodes": ",".join(nodes), "from": place, "reason": reason}
     request = prepare(output, _window(since, until, asked), _say)
@@ -165,6 +177,8 @@ def collect(
         head = collection.run()
     except DiskFull as error:
         raise PodtapError(str(error)) from error
+    except OSError as error:
+        raise PodtapError(f"{error}; run the same command again when that is mended, it goes on") from error
     except KeyboardInterrupt:
         _say(f"interrupted: run the same command again, it goes on in {output}")
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -172,27 +186,33 @@ def collect(
         _say(note)
     _show_bundle(head)
     _say(f"podtap verify {output}  checks it; podtap analyze {output}  turns it into tables\n{SIGN_HINT}")
-    _end([node.node for node in head.nodes if not node.complete], len(head.nodes), {})
+    _end([node.node for node in head.nodes if not node.complete], len(head.nodes), {}, "complete")
 
 
 @click.command(cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify(folder: Path) -> None:
     """Find any edit, deletion or reordering inside an evidence bundle, and say what can't be known."""
+    from capture.progress import Bar, printable
     from capture.verify import verify as check
 
     try:
-        verdict = check(folder)
+        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        with Bar(total) as bar:
+            verdict = check(folder, bar.add)
     except OSError as error:
         raise PodtapError(f"{folder} can't be read: {error}") from error
     for problem in verdict.problems:
-        click.echo(f"{problem.path}: {problem.what}")
+        click.echo(printable(f"{problem.path}: {problem.what}"))
     if verdict.problems:
         raise PodtapError(f"{folder} is not as it was written: {len(verdict.problems):,} problems")
-    _show_verdict(folder, verdict)
+    if verdict.head:
+        _show_verdict(folder, verdict, verdict.head)
 
 
-def _cluster_source(kubeconfig: Path | None, context: str | None, namespace: str, nodes: tuple[str, ...]) -> Any:
+def _cluster_source(
+    kubeconfig: Path | None, context: str | None, namespace: str, nodes: tuple[str, ...]
+) -> ClusterSource:
     from capture.cluster import Cluster
     from capture.connection import Connection
     from capture.sources import ClusterSource
@@ -200,13 +220,13 @@ def _cluster_source(kubeconfig: Path | None, context: str | None, namespace: str
     return ClusterSource(Cluster(Connection(kubeconfig, context), namespace), nodes)
 
 
-def _folder_source(folder: Path, nodes: tuple[str, ...]) -> Any:
+def _folder_source(folder: Path, nodes: tuple[str, ...]) -> FolderSource:
     from capture.sources import FolderSource
 
     return FolderSource(folder, nodes)
 
 
-def _window(since: str, until: str, asked: dict[str, str]) -> Any:
+def _window(since: str, until: str, asked: dict[str, str]) -> Request:
     """A Request; UsageError where a time is none."""
     from capture.bundle import Request
 
@@ -222,11 +242,11 @@ def _window(since: str, until: str, asked: dict[str, str]) -> Any:
     return Request(since_ns, min(until_ns, now_ns), asked)
 
 
-def _confirm(output: Path, yes: bool, is_all: bool) -> Callable[[Any], None]:
+def _confirm(output: Path, yes: bool, is_all: bool) -> Callable[[Plan], None]:
     from capture.collect import check_space
     from capture.progress import size_text
 
-    def confirm(plan: Any) -> None:
+    def confirm(plan: Plan) -> None:
         about = "about" if is_all else "at most"
         _say(f"{plan.segment_count:,} segments of {plan.node_count:,} nodes, {about} {size_text(plan.send_bytes)}")
         for name, why in plan.problems.items():
@@ -239,16 +259,19 @@ def _confirm(output: Path, yes: bool, is_all: bool) -> Callable[[Any], None]:
     return confirm
 
 
-def _address_finder(source: Any, selection: Any, request: Any) -> Callable[[Path], Any]:
+def _address_finder(
+    source: ClusterSource | FolderSource, selection: PodSelection, request: Request
+) -> Callable[[Path], Found | None]:
     from capture.pod_addresses import from_cluster, from_journal
     from capture.recording import Window
+    from capture.sources import FolderSource
 
-    def find(folder: Path) -> Any:
+    def find(folder: Path) -> Found | None:
         if selection.is_all:
             return None
         found = from_journal(folder, Window(request.since_ns, request.until_ns), selection)
         if found is None:
-            if not hasattr(source, "cluster"):
+            if isinstance(source, FolderSource):
                 raise PodtapError("there is no journal that tells which addresses the pods had: leave out -n and -l")
             found = from_cluster(source.cluster, selection)
             _say("no journal: the addresses are those of the pods that are there now, not of those at that time")
@@ -262,7 +285,7 @@ def _address_finder(source: Any, selection: Any, request: Any) -> Callable[[Path
     return find
 
 
-def _show_freeze(freeze_id: str, results: Any, missing: dict[str, str]) -> None:
+def _show_freeze(freeze_id: str, results: list[NodeResult], missing: dict[str, str]) -> None:
     from capture.progress import size_text, table
     from capture.recording import clock_text
 
@@ -281,11 +304,12 @@ def _show_freeze(freeze_id: str, results: Any, missing: dict[str, str]) -> None:
     failed = [each.node for each in results if each.problem]
     if len(failed) == len(results):
         raise PodtapError("no node could be reached: nothing is frozen; on a node, podtap agent freeze does it")
-    _end(failed, len(results), missing)
+    _say("agents pin what is there of the window within a minute, and what is to come: podtap freeze --list")
+    _end(failed, len(results), missing, "frozen")
 
 
-def _show_frozen(results: Any) -> None:
-    from capture.progress import table
+def _show_frozen(results: list[NodeResult]) -> None:
+    from capture.progress import size_text, table
     from capture.recording import clock_text
 
     freezes: dict[str, dict[str, Any]] = {}
@@ -307,13 +331,20 @@ def _show_frozen(results: Any) -> None:
         for name, one in sorted(freezes.items())
     ]
     click.echo(table(("freeze", "from", "to", "nodes", "by", "reason"), rows) if rows else "nothing is frozen")
+    pinned = [
+        (result.node, f"{each.pinned_segments:,}", size_text(each.pinned_bytes))
+        for result in results
+        for each in result.listing or []
+    ]
+    if rows and pinned:
+        click.echo(table(("node", "pinned", "size"), pinned))
     for result in results:
         if result.problem:
             _say(f"{result.node}: {result.problem}")
-    _end([each.node for each in results if each.problem], len(results), {})
+    _end([each.node for each in results if each.problem], len(results), {}, "known of")
 
 
-def _show_bundle(head: Any) -> None:
+def _show_bundle(head: Bundle) -> None:
     from capture.progress import size_text, table
 
     rows = []
@@ -326,10 +357,10 @@ def _show_bundle(head: Any) -> None:
     click.echo(f"journal: {'complete' if head.journal_complete else 'NOT COMPLETE'}")
 
 
-def _show_verdict(folder: Path, verdict: Any) -> None:
+def _show_verdict(folder: Path, verdict: Verdict, head: Bundle) -> None:
     from capture.bundle import CHECK_HINT
 
-    files = len(verdict.head.files)
+    files = len(head.files)
     click.echo(f"{folder}: all {files:,} files are as the head lists them, and each node's chain of manifests holds")
     click.echo("What can't be known from inside:")
     signed = ", ".join(verdict.signatures)
@@ -339,7 +370,7 @@ def _show_verdict(folder: Path, verdict: Any) -> None:
         click.echo("- whether the head was replaced, together with all that it lists: it is not signed")
     for sentence in verdict.begins:
         click.echo(f"- {sentence}: what was recorded then is not here")
-    for node in verdict.head.nodes:
+    for node in head.nodes:
         for sentence in node.missing:
             click.echo(f"- {node.node}: {sentence}")
     click.echo("- what never reached a file: the manifests' ledgers count the packets that were dropped")
@@ -347,12 +378,12 @@ def _show_verdict(folder: Path, verdict: Any) -> None:
         click.echo("- half files of a collection that was not finished lie beside it; run it again")
 
 
-def _end(failed: list[str], count: int, missing: dict[str, str]) -> None:
+def _end(failed: list[str], count: int, missing: dict[str, str], what: str) -> None:
     """PartialError, so exit code 3, where some nodes are not as they should be."""
     names = [*failed, *missing]
     if names:
         shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-        raise PartialError(f"{len(names):,} of {count + len(missing):,} nodes are not complete: {shown}")
+        raise PartialError(f"{len(names):,} of {count + len(missing):,} nodes are not {what}: {shown}")
 
 
 def _say(text: str) -> None:

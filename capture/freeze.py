@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from capture.contract import Freeze
 from capture.errors import PodtapError
+from capture.listing import NodeListing
 from capture.parallel import in_parallel
 from capture.recording import Window
-from capture.sending import NodeListing
 from capture.sources import AgentOrigin
 
 WORKERS = 16

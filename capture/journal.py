@@ -32,7 +32,8 @@ class JournalLimits:
     """What the files may become, and take."""
 
     file_bytes: int = 64 << 20
-    """Uncompressed: a larger one is ended; so is each at the full hour."""
+    """Uncompressed: a larger one is ended, if not most of it is the listing it began with; so is each at the full hour.
+    """
     quota_bytes: int = 2 << 30
     max_age_ns: int | None = None
 
@@ -56,7 +57,8 @@ class Journal:
         self._files, self._reflectors, self._limits, self._counts = files, reflectors, limits, counts
         self._notice = notice
         self._part: Part | None = None
-        self._hour = 0
+        self._hour = self._full_bytes = 0
+        """When the present file ends."""
         self._synced_s = self._retry_s = -RETRY_S
         self._ticked_s: float | None = None
         self._flushed_ns = time.time_ns()
@@ -78,15 +80,11 @@ class Journal:
     def write(self, records: list[JournalRecord]) -> None:
         """Keeps them: on disk after the next tick."""
         with self.lock:
+            self._put(records)
             for record in records:
-                self._counts.add(metrics.JOURNAL_RECORDS, 1, record.kind, record.type)
-                if record.type in _EVENTS:
-                    self._counts.set(metrics.JOURNAL_LAST_EVENT, record.observed_ns / NANOSECONDS, record.kind)
-                elif record.type == "gap":
-                    self._counts.add(metrics.JOURNAL_GAPS, 1, record.kind)
+                self._count(record)
                 if self._notice:
                     self._notice(record)
-            self._put(records)
 
     def asked(self, kind: str, verb: str) -> None:
         """A request goes out."""
@@ -105,7 +103,7 @@ class Journal:
             if now.monotonic_s >= self._retry_s:
                 if self._part is None:
                     self._begin(now)
-                elif self._part.size_bytes >= self._limits.file_bytes or now.time_ns // _HOUR_NS != self._hour:
+                elif self._part.size_bytes >= self._full_bytes or now.time_ns // _HOUR_NS != self._hour:
                     old = self._rotate(self._part, now)
             self._flush(now)
             self._tell_blindness(now)
@@ -179,6 +177,7 @@ class Journal:
             part.path.unlink(missing_ok=True)
             raise
         self._hour = now.time_ns // _HOUR_NS
+        self._full_bytes = max(self._limits.file_bytes, 4 * part.size_bytes)
         return part
 
     def _gaps(self, now: Moment) -> list[JournalRecord]:
@@ -244,6 +243,14 @@ class Journal:
             elif each.kind in self._told:
                 log.info("a kind can be seen again", kind=each.kind)
                 self._told.remove(each.kind)
+
+    def _count(self, record: JournalRecord) -> None:
+        if record.type in _EVENTS:
+            self._counts.set(metrics.JOURNAL_LAST_EVENT, record.observed_ns / NANOSECONDS, record.kind)
+        elif record.type == "gap":
+            self._counts.add(metrics.JOURNAL_GAPS, 1, record.kind)
+        if self._part is not None:
+            self._counts.add(metrics.JOURNAL_RECORDS, 1, record.kind, record.type)
 
     def _count_zeros(self, kind: str) -> None:
         for name in ("added", "modified", "deleted", "gap"):

@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -72,6 +73,8 @@ class Part:
     def flush(self, known_ns: int, sync: bool = False) -> None:
         """Whatever was written can be read now; with `sync`, also after a power failure. `known_ns`: all is known."""
         self._put()
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the file is gone", str(self.path))
         if sync:
             os.fdatasync(self._file.fileno())
         os.utime(self._file.fileno(), ns=(known_ns, known_ns))

@@ -50,6 +50,17 @@ def ledger_of(part: Totals, is_interface_known: bool) -> Ledger:
     )
 
 
+def add_lost(ledger: Ledger, lost: Ledger) -> None:
+    """To a segment's ledger that of an earlier one whose data is gone: nobody else tells of these packets."""
+    ledger.accepted += lost.accepted
+    ledger.kernel += lost.kernel
+    ledger.libpcap += lost.libpcap
+    ledger.policy += lost.policy
+    ledger.disk += lost.disk + lost.written
+    if ledger.interface is not None and lost.interface is not None:
+        ledger.interface += lost.interface
+
+
 class Unwrapped:
     """libpcap's 32-bit counters as counts since `first`."""
 

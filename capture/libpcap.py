@@ -129,7 +129,7 @@ class _Library:
             ("ferror", c_int, [c_void_p]),
             ("clearerr", None, [c_void_p]),
             ("fseek", c_int, [c_void_p, c_long, c_int]),
-            ("setvbuf", c_int, [c_void_p, c_char_p, c_int, c_size_t]),
+            ("setvbuf", c_int, [c_void_p, c_void_p, c_int, c_size_t]),
             ("__fpurge", None, [c_void_p]),
             ("__fsetlocking", c_int, [c_void_p, c_int]),
             ("setsockopt", c_int, [c_int, c_int, c_int, c_void_p, c_uint]),
@@ -307,7 +307,9 @@ class Dumper:
         self._file = self._library.c.fdopen(fd, b"wb")
         if not self._file:
             raise self._failed()
-        self._library.c.setvbuf(self._file, None, _FULLY_BUFFERED, buffer_bytes)
+        # glibc takes no size without a buffer.
+        self._buffer = ctypes.create_string_buffer(buffer_bytes)
+        self._library.c.setvbuf(self._file, self._buffer, _FULLY_BUFFERED, buffer_bytes)
         self._library.set_locking(self._file, _BY_CALLER)
         self.pointer: int | None = self._library.pcap.pcap_dump_fopen(handle._pointer, self._file)
         if not self.pointer:

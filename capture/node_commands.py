@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +15,10 @@ import click
 from capture.arguments import PAST, TIME
 from capture.errors import Command, PodtapError, UsageError
 from capture.freezes import add_freeze, read_freezes, thaw
+from capture.listing import NodeListing
 from capture.progress import size_text, table
 from capture.recording import Window, clock_text, node_folders
-from capture.sending import NodeListing, list_node, send_journal, send_recording
+from capture.sending import list_node, send_journal, send_recording
 
 DEFAULT_ROOT: Final = "/var/lib/podtap"
 
@@ -46,7 +45,7 @@ def list_command(root: Path, since: int, until: int, output: str) -> None:
     for folder in _recorded(root):
         listing = list_node(root, folder, Window(since, until))
         if output == "json":
-            click.echo(json.dumps(asdict(listing), separators=(",", ":")))
+            click.echo(listing.line())
         else:
             _show(listing)
 

@@ -25,7 +25,7 @@ class NodeLock:
             held = os.fstat(self._fd)
             try:
                 now = os.stat(self.folder)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 now = None
             if now and (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino):
                 return False

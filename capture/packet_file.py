@@ -14,7 +14,7 @@ from capture.contract import NANOSECONDS
 from capture.libpcap import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, Dumper, Handle
 from capture.segment_writer import Part
 
-BUFFER_BYTES: Final = 256 * 1024
+BUFFER_BYTES: Final = 1024 * 1024
 _RECORD: Final = struct.Struct("=IIII")
 """Seconds, nanoseconds, captured bytes, wire bytes; in this machine's byte order, as libpcap writes."""
 _READ_BYTES: Final = 1024 * 1024
@@ -72,14 +72,6 @@ class PacketFile:
         """What is pending is lost."""
         self.pending = 0
         self.dumper.rewind(self.size_bytes)
-
-    def is_in_place(self) -> bool:
-        """Whether the file is still where it was made: nobody removed or replaced it."""
-        try:
-            named = os.stat(self.part.path)
-        except OSError:
-            return False
-        return os.path.samestat(named, os.fstat(self.part.fd))
 
     def close(self) -> None:
         """No more packets; the part's own descriptor stays open."""

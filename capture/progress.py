@@ -60,8 +60,15 @@ class Bar:
         self._stream.flush()
 
 
+def printable(text: str) -> str:
+    """What others wrote, without what could steer the terminal, or is no text at all."""
+    shown = text.encode(errors="backslashreplace").decode()
+    return "".join(each if each.isprintable() else " " for each in shown)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; numbers to the right."""
+    """Columns as wide as they need to be; numbers to the right. What others wrote can't steer the terminal."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = []
     for row in [header, *rows]:

@@ -18,7 +18,7 @@ from typing import Final
 
 from capture import libpcap, log
 from capture.errors import PodtapError
-from capture.ledger import Totals, ledger_of
+from capture.ledger import Totals, add_lost, ledger_of
 from capture.libpcap import Handle
 from capture.metrics import WRITE_ERRORS, Metrics
 from capture.packet_file import PacketFile
@@ -26,13 +26,17 @@ from capture.ring import Ring
 from capture.rotation import Rotation
 from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
-from capture.sniffer import ANY, EMPTY_S, SETTLE_S, Sniffer
+from capture.sniffer import ANY, BATCH, EMPTY_S, SETTLE_S, Sniffer
 
 TICK_S: Final = 0.25
 FLUSH_BYTES: Final = 256 * 1024
 RETRY_S: Final = 1.0
 MOST_CALLS: Final = 64
 """Batches until the loop looks at anything else."""
+MOST_PAUSE_S: Final = 0.025
+"""After packets, until it looks for the next ones: to wake up for each block of the ring costs more than to read it."""
+FASTEST: Final = 1.25e9
+"""Bytes a second into the ring, which a pause must not let run over."""
 
 
 @dataclass
@@ -72,13 +76,16 @@ class Recorder:
     def run(self, is_stopping: Callable[[], bool], wake_fd: int) -> None:
         """Until is_stopping() holds, which is looked at when `wake_fd` becomes readable, and every TICK_S."""
         next_tick_s = 0.0
+        pause_s = min(MOST_PAUSE_S, self.sniffer.source.ring_bytes / FASTEST)
         while not is_stopping():
             self._wait(wake_fd)
             self.beat_s = time.monotonic()
-            self._take()
+            taken = self._take()
             if self.beat_s >= next_tick_s:
                 next_tick_s = self.beat_s + TICK_S
                 self._tick()
+            if taken:
+                time.sleep(pause_s)
 
     def finish(self) -> None:
         """Stop receiving, and end the last segment."""
@@ -120,18 +127,15 @@ class Recorder:
                 file.pending += count
                 if file.buffered_bytes >= FLUSH_BYTES:
                     self._flush()
-            if not count:
+                    self._rotate()
+            if count < BATCH:
                 break
         return taken
 
     def _tick(self) -> None:
         self._flush()
-        if self._file and not self._file.is_in_place():
-            self._abandon(self._file, FileNotFoundError(errno.ENOENT, "it was removed while it was written"))
-        file = self._file
-        if file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
-            self._end_file()
-            self._writable()
+        self._rotate()
+        self._writable()
         if not self.sniffer.is_open and self.beat_s >= self._reopen_s:
             self._reopen_source()
         self.latest = self.sniffer.totals()
@@ -165,8 +169,9 @@ class Recorder:
             self._disk_works()
 
     def _flush(self) -> None:
+        """Also where nothing is pending: somebody may have removed the file."""
         file = self._file
-        if file is None or not file.pending:
+        if file is None:
             return
         pending = file.pending
         try:
@@ -178,7 +183,10 @@ class Recorder:
         except OSError as error:
             file.forget()
             self._disk_failed(error, pending)
-        if file is self._file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
+
+    def _rotate(self) -> None:
+        file = self._file
+        if file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
             self._end_file()
 
     def _end_file(self) -> None:
@@ -192,6 +200,8 @@ class Recorder:
         facts.link_type, facts.snaplen = self._model.link_type, self.sniffer.source.snaplen
         facts.packets, facts.size_bytes = file.packets, file.size_bytes
         facts.ledger = ledger_of(totals - self._base, self.sniffer.source.device != ANY)
+        while not self.sealing.lost.empty():
+            add_lost(facts.ledger, self.sealing.lost.get())
         facts.gap_before_ns, self.gap_before_ns = self.gap_before_ns, None
         self._base = totals
         self._file = None

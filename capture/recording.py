@@ -5,7 +5,9 @@ Reading only, while an agent writes, compresses and evicts: what is gone when it
 
 from __future__ import annotations
 
+import contextlib
 import json
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -201,6 +203,18 @@ def open_parts(folder: Path) -> list[tuple[int, Path]]:
     """Segments that are being written: when they began, and where; newest last."""
     paths = [path for day in _folders(folder) if day.name.isdigit() for path in day.glob(f"*{PCAP}{PART}")]
     return sorted((parsed[0], path) for path in paths if (parsed := parse_stem(path.name)))
+
+
+def pinned_sizes(folder: Path) -> list[int]:
+    """Of the segments that a freeze keeps: the ring makes them read-only."""
+    found = []
+    for day in _folders(folder):
+        for path in day.glob(f"*{PCAP}*") if day.name.isdigit() else ():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if not status.st_mode & stat.S_IWUSR:
+                    found.append(status.st_size)
+    return found
 
 
 def journal_files(root: Path, window: Window) -> list[Path]:

@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 from capture.chain import Link
 from capture.compression import Compressor, compress
@@ -46,6 +47,9 @@ from capture.segment_writer import (
 from capture.stored_segments import ZSTD, boot_time_ns, from_manifest
 
 __all__ = ["Limits", "Part", "Ring", "RingState", "SegmentFacts"]
+
+
+_WHOLE_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Ring:
@@ -75,6 +79,7 @@ class Ring:
         self._manifest_bytes = 8192
         """More than the largest so far."""
         self._compressing_bytes = 0
+        self._salvage_trouble = ""
         self._trouble = ""
         """What the latest attempt to keep the folder in order ran into."""
         self._compressor = Compressor(self._compress) if limits.compress else None
@@ -82,9 +87,16 @@ class Ring:
     # --- The life of a segment ---------------------------------------------------------------------------------------
 
     def salvage(self) -> list[Manifest]:
-        """Seal what an earlier run left unsealed, cut to whole records; what is empty goes. Returns what it sealed."""
+        """Seal what an earlier run left unsealed, cut to whole records; what is empty goes. Returns what it sealed.
+
+        No OSError: what the disk does not allow now is told by `state`, and tried again at each seal.
+        """
         with self._sealing:
-            self._attach()
+            try:
+                self._attach()
+            except OSError as error:
+                self._trouble = f"{self.folder} can't be used: {error}"
+                return []
             manifests = self._salvage()
             self._settle()
         return manifests
@@ -183,7 +195,7 @@ class Ring:
                 evicted_segments=store.evicted,
                 lost_segments=store.lost,
                 waiting_segments=len(self._waiting) + len(self._unsealed),
-                problems=store.problems() + [self._trouble] * bool(self._trouble),
+                problems=[*store.problems(), *filter(None, (self._salvage_trouble, self._trouble))],
                 last_stem=store.head.stem if store.head else "",
                 last_manifest_sha256=store.head.sha256 if store.head else "",
             )
@@ -216,30 +228,38 @@ class Ring:
 
     def _salvage(self) -> list[Manifest]:
         manifests = []
-        while self._unsealed:
-            path = self._unsealed[0]
+        unsealed, self._unsealed = self._unsealed, []
+        self._salvage_trouble = ""
+        for path in unsealed:
+            try:
+                if manifest := self._salvage_one(path):
+                    manifests.append(manifest)
+            except OSError as error:
+                self._salvage_trouble = f"{path} could not be salvaged: {error}"
+        return manifests
+
+    def _salvage_one(self, path: Path) -> Manifest | None:
+        """None: there is nothing to be kept. After an OSError it is among the unsealed again."""
+        part = None
+        try:
             part = self._adopt(path)
             facts = facts_of(part.fd) if part else None
-            if part and facts:
-                manifests.append(self._seal_adopted(part, facts))
-            elif part:
+            manifest = self._seal(part, facts) if part and facts else None
+            if part and not manifest:
                 self.discard(part)
             if path.name.endswith(ZSTD):
                 path.unlink(missing_ok=True)  # what it held is in the part, or was nothing
-            self._unsealed.pop(0)
-        return manifests
-
-    def _seal_adopted(self, part: Part, facts: SegmentFacts) -> Manifest:
-        try:
-            return self._seal(part, facts)
         except OSError:
             with self._lock:
-                self._forget(part)
-                if self._unsealed[0].name.endswith(ZSTD):
-                    part.path.unlink(missing_ok=True)
-                else:
-                    self._unsealed[0] = part.path
+                if part and any(each is part for each in self._parts):
+                    self._forget(part)
+                    if path.name.endswith(ZSTD):
+                        part.path.unlink(missing_ok=True)
+                    else:
+                        path = part.path
+            self._unsealed.append(path)
             raise
+        return manifest
 
     def _adopt(self, path: Path) -> Part | None:
         """A part of what is not sealed; None: it is gone."""
@@ -257,15 +277,22 @@ class Ring:
             return part
 
     def _seal_waiting(self, wanted: Part) -> None:
-        """In order, up to all of them; what somebody removed meanwhile is passed over."""
-        while self._waiting:
-            part, facts = self._waiting[0]
+        """In order. One that can't be sealed keeps the others from it only where the disk is full or read-only."""
+        failed: list[tuple[Part, SegmentFacts]] = []
+        trouble: OSError | None = None
+        while self._waiting and not (trouble and trouble.errno in _WHOLE_DISK):
+            part, facts = self._waiting.pop(0)
             try:
                 self._seal(part, facts)
             except FileNotFoundError:
                 with self._lock:
                     self._forget(part)
-            self._waiting.pop(0)
+            except OSError as error:
+                failed.append((part, facts))
+                trouble = error if part is wanted or error.errno in _WHOLE_DISK else trouble
+        self._waiting = failed + self._waiting
+        if trouble and wanted.manifest is None:
+            raise trouble
 
     def _seal(self, part: Part, facts: SegmentFacts) -> Manifest:
         part.granted_bytes = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from capture import log
 from capture.clock import ClockSteps, read_clock
-from capture.contract import Interface
+from capture.contract import Interface, Ledger
 from capture.metrics import SEALED_SEGMENTS, WRITE_ERRORS, Metrics
 from capture.node_counters import read_counters
 from capture.packet_file import PacketFile
@@ -39,8 +39,8 @@ class Sealing:
         self._steps = ClockSteps()
         self._counters = read_counters()
         self._queue: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
-        self.failed = 0
-        """Segments that could not be sealed; the ring keeps them and tries again."""
+        self.lost: queue.SimpleQueue[Ledger] = queue.SimpleQueue()
+        """Of segments that somebody removed before they were sealed."""
         self._thread = threading.Thread(target=self._run, name="sealing", daemon=True)
         self._thread.start()
 
@@ -53,14 +53,16 @@ class Sealing:
         """Seal what waits, within that time. Whether all of it is sealed."""
         self._queue.put(None)
         self._thread.join(seconds)
-        return not self._thread.is_alive() and not self.failed
+        return not self._thread.is_alive() and not self._ring.state(time.time_ns()).waiting_segments
 
     def _run(self) -> None:
         while ended := self._queue.get():
             try:
                 self._seal(ended)
+            except FileNotFoundError as error:
+                self.lost.put(ended.facts.ledger)
+                log.error("a segment was removed before it was sealed", error=str(error))
             except OSError as error:
-                self.failed += 1
                 self._metrics.add(WRITE_ERRORS, 1, _name(error))
                 log.error(
                     "a segment could not be sealed, it is tried again", stem=ended.file.part.stem, error=str(error)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from capture.contract import MANIFEST_SUFFIX, PART, TOMBSTONES, ContractError, Manifest, from_json, sha256, to_json
 from capture.cut import Cut, Selection
 from capture.errors import PodtapError
 from capture.freezes import read_freezes
+from capture.listing import Listed, NodeListing
 from capture.recording import (
     PCAP,
     Entry,
@@ -26,6 +27,7 @@ from capture.recording import (
     journal_files,
     manifest_paths,
     open_parts,
+    pinned_sizes,
     read_entry,
     read_or_none,
     select,
@@ -34,53 +36,22 @@ from capture.recording import (
 from capture.transfer import PIECE_BYTES, End, Header, Trailer, send_end, send_file
 
 
-@dataclass
-class Listed:
-    """One segment of a window."""
-
-    path: str
-    """`<cluster>/<node>/<day>/<start>-<seq>`"""
-    start_ns: int
-    end_ns: int
-    packets: int
-    size_bytes: int
-    """Of the packets, uncompressed."""
-    send_bytes: int
-    """About what it takes to send it."""
-
-
-@dataclass
-class NodeListing:
-    """What a node's folder holds, and what of it is in the window. One line of `podtap agent list -o json`."""
-
-    cluster: str
-    node: str
-    path: str
-    oldest_ns: int | None = None
-    newest_ns: int | None = None
-    open_since_ns: int | None = None
-    """The segment that is being written began then."""
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    """As Listed."""
-    freezes: list[dict[str, Any]] = field(default_factory=list)
-
-    def listed(self) -> list[Listed]:
-        return [Listed(**each) for each in self.segments]
-
-
 def list_node(root: Path, folder: Path, window: Window) -> NodeListing:
     """Of one node's folder below the root."""
     entries, _ = select(folder, window)
     ends = _ends(folder)
     named = [*ends, *entries]
-    opened = open_parts(folder)
+    opened, pinned = open_parts(folder), pinned_sizes(folder)
     return NodeListing(
         cluster=named[0].manifest.cluster if named else folder.parent.name,
         node=named[0].manifest.node if named else folder.name,
         path=folder.relative_to(root).as_posix(),
+        now_ns=time.time_ns(),
         oldest_ns=span_of(ends[0].manifest)[0] if ends else None,
         newest_ns=span_of(ends[-1].manifest)[1] if ends else None,
         open_since_ns=opened[-1][0] if opened else None,
+        pinned_segments=len(pinned),
+        pinned_bytes=sum(pinned),
         segments=[asdict(_listed(root, each, window)) for each in entries],
         freezes=[asdict(each) for each in read_freezes(folder)[0]],
     )

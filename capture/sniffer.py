@@ -26,9 +26,8 @@ EMPTY_S: Final = 3 * RETIRE_MS / 1000
 """After so long without new packets nothing is in the ring."""
 SETTLE_S: Final = 0.005
 """A packet that was under way when the filter was exchanged is in the ring by then."""
-MOST_BATCH: Final = 2048
-BATCH_BYTES: Final = 4 * 1024 * 1024
-"""At most so many bytes are buffered with one call, if each packet is as long as it may be."""
+BATCH: Final = 4096
+"""Packets that are read with one call, at most."""
 
 MakeProgram = Callable[[Handle], Sequence[Instruction]]
 
@@ -40,12 +39,6 @@ class Source:
     device: str = ANY
     snaplen: int = libpcap.MOST_SNAPLEN
     ring_bytes: int = 32 * 1024 * 1024
-    typical_bytes: int = 1024
-    """How long a packet's record is at most, as a rule: what a batch is sized by."""
-
-    @property
-    def batch(self) -> int:
-        return max(16, min(MOST_BATCH, BATCH_BYTES // max(1, min(self.snaplen, self.typical_bytes))))
 
 
 class Sniffer:
@@ -73,7 +66,7 @@ class Sniffer:
             handle.attach(reject_all())
             time.sleep(SETTLE_S)
             null = Dumper(handle, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1 << 16)
-            counters = Unwrapped(_empty(handle, self.source.batch, null))
+            counters = Unwrapped(_empty(handle, null))
             handle.attach(program)
         except BaseException:
             handle.close()
@@ -82,6 +75,7 @@ class Sniffer:
             self._null.close()
         self._handle, self._null, self._counters = handle, null, counters
         self._read = 0
+        self._failed_s = 0.0
         self.link_type = handle.link_type
 
     @property
@@ -100,10 +94,14 @@ class Sniffer:
         if self._handle is None or self._null is None:
             return 0
         try:
-            count = self._handle.dispatch(self.source.batch, dumper or self._null)
+            count = self._handle.dispatch(BATCH, dumper or self._null)
         except libpcap.Error:
-            self.close()
-            raise
+            # The interface may be gone, what it brought is still in the ring.
+            self._failed_s = self._failed_s or time.monotonic()
+            if self.is_empty() or time.monotonic() > self._failed_s + EMPTY_S:
+                self.close()
+                raise
+            return 0
         self._read += count
         if dumper is None:
             self._disk += count
@@ -150,12 +148,12 @@ class Sniffer:
         self._read = 0
 
 
-def _empty(handle: Handle, batch: int, dumper: Dumper) -> Stats:
+def _empty(handle: Handle, dumper: Dumper) -> Stats:
     """Read what is in the ring of a socket that accepts nothing more. Returns its final counters."""
     read = 0
     deadline = time.monotonic() + EMPTY_S
     while True:
-        while count := handle.dispatch(batch, dumper):
+        while count := handle.dispatch(BATCH, dumper):
             read += count
         stats = handle.stats()
         if stats.received - stats.dropped == read or time.monotonic() > deadline:

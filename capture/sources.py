@@ -5,28 +5,32 @@ An object store would be one more: it has the same files, so its origin yields t
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from capture.cluster import Cluster, ExecError, PodtapPod
-from capture.contract import JOURNAL, Freeze, safe_name
+from capture.contract import JOURNAL, ContractError, Freeze, safe_name
 from capture.errors import PodtapError
+from capture.listing import NodeListing, parse_listing
 from capture.recording import Window, node_folders
-from capture.sending import NodeListing, list_node, send_journal, send_recording
+from capture.sending import list_node, send_journal, send_recording
+
+T = TypeVar("T")
 
 _TRIES: Final = 3
 _PATIENCE_S: Final = 10.0
+_LONGEST_ARGUMENT: Final = 100_000
 
 
 class Origin(Protocol):
     """One place that has recordings; `name` is for people. All may raise PodtapError."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def listing(self, window: Window) -> list[NodeListing]:
         """What it has; of a journal nothing."""
@@ -41,9 +45,12 @@ class Source(Protocol):
     missing: dict[str, str]
     """Nodes that have no origin, and why."""
 
-    def nodes(self) -> list[Origin]: ...
+    def versions(self) -> dict[str, str]:
+        """Of what the recordings come from, by name; what can't be had is left out."""
 
-    def journals(self) -> list[Origin]: ...
+    def nodes(self) -> Sequence[Origin]: ...
+
+    def journals(self) -> Sequence[Origin]: ...
 
 
 @dataclass
@@ -58,33 +65,28 @@ class AgentOrigin:
         return self.pod.node
 
     def listing(self, window: Window) -> list[NodeListing]:
-        command = ["podtap", "agent", "list", *_window(window), "-o", "json"]
-        lines = self._run(command).splitlines()
-        try:
-            return [NodeListing(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
-            raise PodtapError(f"its agent's answer can't be understood ({error}): is it of the same version?") from None
+        return self._run(["podtap", "agent", "list", *_window(window), "-o", "json"], _listings)
 
     def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
         command = ["podtap", "agent", "send", *_window(window)]
-        command += [] if addresses is None else ["--addresses", ",".join(addresses)]
+        command += [] if addresses is None else ["--addresses", _joined(addresses)]
         command += ["--resume", resume, "--offset", str(offset)] if resume else []
         return self._stream(command)
 
     def freeze(self, freeze: Freeze) -> None:
         command = ["podtap", "agent", "freeze", "--id", freeze.id, "--reason", freeze.reason, "--by", freeze.by]
-        self._run([*command, *_window(Window(freeze.since_ns, freeze.until_ns))])
+        self._run([*command, *_window(Window(freeze.since_ns, freeze.until_ns))], len)
 
     def thaw(self, ids: list[str]) -> str:
         """What became of it, in the agent's words; without ids all are meant."""
-        return self._run(["podtap", "agent", "thaw", *(ids or ["--all"])]).decode(errors="replace").strip()
+        return self._run(["podtap", "agent", "thaw", *(ids or ["--all"])], lambda words: words.decode(errors="replace"))
 
-    def _run(self, command: list[str]) -> bytes:
+    def _run(self, command: list[str], parse: Callable[[bytes], T]) -> T:
         """A command that may be run again where the first answer was lost; not for a node that is down."""
         started = time.monotonic()
         for attempt in range(_TRIES):
             try:
-                return b"".join(self._stream(command))
+                return parse(b"".join(self._stream(command)))
             except ExecError as error:
                 if not error.again or attempt + 1 == _TRIES or time.monotonic() - started > _PATIENCE_S:
                     raise
@@ -133,6 +135,9 @@ class ClusterSource:
     notes: list[str] = field(default_factory=list)
     """What could not be found out."""
 
+    def versions(self) -> dict[str, str]:
+        return self.cluster.versions()
+
     def nodes(self) -> list[AgentOrigin]:
         """PodtapError: the cluster can't be asked, or has no agent at all."""
         agents = {pod.node: pod for pod in self.cluster.agents()}
@@ -159,7 +164,7 @@ class ClusterSource:
         return [JournalOrigin(self.cluster, pod) for pod in self.cluster.journals()]
 
 
-@dataclass
+@dataclass(frozen=True)
 class FolderOrigin:
     """One node's folder on this machine's disk, or the journal beside them."""
 
@@ -184,6 +189,9 @@ class FolderSource:
     wanted: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
+    def versions(self) -> dict[str, str]:
+        return {}
+
     def nodes(self) -> list[FolderOrigin]:
         folders = node_folders(self.root)
         names = [each.name for each in folders]
@@ -198,6 +206,25 @@ class FolderSource:
     def journals(self) -> list[FolderOrigin]:
         folder = self.root / JOURNAL
         return [FolderOrigin(self.root, folder, str(folder))] if folder.is_dir() else []
+
+
+def _listings(answer: bytes) -> list[NodeListing]:
+    """ExecError where it can't be understood: maybe its end was lost."""
+    try:
+        return [parse_listing(line) for line in answer.splitlines()]
+    except ContractError as error:
+        words = f"its agent's answer can't be understood ({error}): is it of the same version?"
+        raise ExecError(words, again=True) from None
+
+
+def _joined(addresses: list[str]) -> str:
+    """As one argument of a command, of which the kernel takes 128 KiB."""
+    text = ",".join(addresses)
+    if len(text) > _LONGEST_ARGUMENT:
+        raise PodtapError(
+            f"{len(addresses):,} addresses are too many to choose by: leave out -n and -l, or narrow them"
+        )
+    return text
 
 
 def _window(window: Window) -> list[str]:

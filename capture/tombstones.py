@@ -76,9 +76,10 @@ class Tombstones:
         self._merge_at = max(2 * self._kept, 2 * self._lines)
 
     def size_bytes(self) -> int:
+        """0 where there is none, or the disk does not tell."""
         try:
             return self.path.stat().st_size
-        except FileNotFoundError:
+        except OSError:
             return 0
 
 

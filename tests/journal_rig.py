@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +26,10 @@ from tests.kubeconfigs import write_kubeconfig
 from tests.lab.api_resources import EVENTS, RESOURCES, Object
 from tests.lab.api_server import ApiServer
 
+PODS = ("Pod",)
 SWIFT = Timing(watch=1.25, silence=1.4, read=0.75, first_delay=0.05, longest_delay=1.5, well=0.5)
-HEALED_S = 35 / 20
-"""By then what is known equals what is there."""
+HEALED_S = 5.0
+"""By then what is known equals what is there: 35 / 20, and more for a machine that is busy."""
 
 
 def make_server(**options: Any) -> ApiServer:
@@ -50,6 +52,20 @@ def truth(server: ApiServer, kinds: Sequence[str] = KINDS) -> State:
             if items:
                 state[resource.kind] = {item["metadata"]["uid"]: prune(resource.kind, item) for _, item in items}
     return state
+
+
+def churn(server: ApiServer, number: int, names: int = 40) -> None:
+    """Some pods come, change and go."""
+    chance = random.Random(number)
+    for _ in range(10):
+        name = f"p{chance.randrange(names)}"
+        pod = make_pod(name, f"10.244.0.{chance.randrange(1, 250)}", phase=chance.choice(["Pending", "Running"]))
+        pod["metadata"]["uid"] = f"uid-{name}-{number // 10}"
+        known = {item["metadata"]["name"] for item in truth(server, PODS).get("Pod", {}).values()}
+        if name in known and chance.random() < 0.5:
+            server.delete(pod)
+        elif name not in known:
+            server.apply(pod)
 
 
 @dataclass

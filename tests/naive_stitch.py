@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 MULTIPLIER = 0x9E3779B97F4A7C15
@@ -19,29 +19,36 @@ def mixed(a: int, b: int) -> int:
     return h ^ (h >> 32)
 
 
-def sample(rows: Sequence[Any], first_row: int, flows: Sequence[Any]) -> tuple[list[tuple[int, ...]], list[list[int]]]:
-    """(key, ts, row, flow, sender, decisive) of each packet that is compared, and each flow's SYNs (orig, resp)."""
+def sample(
+    packets: Sequence[Mapping[str, int]], first_row: int, flows: Sequence[Any], resent: Collection[int]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[list[int]]]:
+    """(key, ts, row, flow, sender, decisive) of each packet that is compared; (ts, flow, seq, length, sender) of each
+    that carried a number of `resent`; and each flow's SYNs (orig, resp)."""
     found: list[tuple[int, ...]] = []
+    carried: list[tuple[int, ...]] = []
     syns = [[-1, -1] for _ in flows]
-    for number, row in enumerate(rows, start=first_row):
-        if row["flow"] < 0:
+    for number, packet in enumerate(packets, start=first_row):
+        if packet["flow"] < 0 or flows[packet["flow"]]["mask"] < 0:
             continue
-        flow = flows[row["flow"]]
-        by_orig = int((row["src"], row["src_port"]) == (flow["orig"], flow["orig_port"]))
-        flags, place = int(row["tcp_flags"]), (int(row["ts"]), number, int(row["flow"]), by_orig)
+        flow = flows[packet["flow"]]
+        flags, by_orig = packet["flags"], int(packet["src_port"] == flow["orig_port"])
+        place = (packet["ts"], number, packet["flow"], by_orig)
         if flow["protocol"] == 6:
-            what = (flags & (SYN | FIN | RST)) | (65536 if row["payload_length"] else 0)
-            key = mixed(mixed(int(row["tcp_seq"]), int(row["tcp_ack"])), mixed(int(row["tcp_tsval"]), what))
+            length = packet["payload"] + bool(flags & (SYN | FIN))
+            if any((number - packet["seq"]) % (1 << 32) < length for number in resent):
+                carried.append((packet["ts"], packet["flow"], packet["seq"], length, by_orig))
+            what = (flags & (SYN | FIN | RST)) | (65536 if packet["payload"] else 0)
+            key = mixed(mixed(packet["seq"], packet["ack"]), mixed(packet["tsval"], what))
             if flags & SYN:
-                syns[row["flow"]][bool(flags & ACK)] = int(row["tcp_seq"])
-                found.append((key, *place, int(bool(flags & ACK) or row["tcp_tsval"] != 0)))
+                syns[packet["flow"]][bool(flags & ACK)] = packet["seq"]
+                found.append((key, *place, int(bool(flags & ACK) or packet["tsval"] != 0)))
             elif key & int(flow["mask"]) == 0:
                 found.append((key, *place, 1))
-        elif flow["protocol"] == 17 and row["ip_id"]:
-            key = mixed(mixed(int(row["ip_id"]), int(row["payload_length"])), 1)
+        elif flow["protocol"] == 17 and packet["ip_id"]:
+            key = mixed(mixed(packet["ip_id"], packet["payload"]), 1)
             if key & int(flow["mask"]) == 0:
                 found.append((key, *place, 0))
-    return found, syns
+    return found, carried, syns
 
 
 def unite(count: int, pairs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
@@ -87,24 +94,15 @@ def order(seen: Sequence[Any]) -> list[tuple[int, int, int]]:
     return steps
 
 
-def find(
-    rows: Sequence[Any], flows: Sequence[Any], flow_ways: Any, ways: Sequence[Any], events: Sequence[Any]
-) -> list[tuple[int, int, int]]:
+def find(carried: Sequence[Any], flow_ways: Any, events: Sequence[Any]) -> list[tuple[int, int, int]]:
     """(event, flow, ts) of each packet that carried the first byte of an event."""
-    found = []
-    for row in rows:
-        if row["flow"] < 0:
-            continue
-        flow = flows[row["flow"]]
-        by_orig = int((row["src"], row["src_port"]) == (flow["orig"], flow["orig_port"]))
-        number = flow_ways[row["flow"]][by_orig]
-        if number < 0:
-            continue
-        length = int(row["payload_length"]) + bool(row["tcp_flags"] & (SYN | FIN))
-        for place, event in enumerate(events):
-            if event["way"] == number and (int(event["seq"]) - int(row["tcp_seq"])) % (1 << 32) < length:
-                found.append((place, int(row["flow"]), int(row["ts"])))
-    return found
+    return [
+        (place, int(packet["flow"]), int(packet["ts"]))
+        for packet in carried
+        for place, event in enumerate(events)
+        if event["way"] == flow_ways[packet["flow"]][packet["sender"]]
+        and (int(event["seq"]) - int(packet["seq"])) % (1 << 32) < packet["length"]
+    ]
 
 
 def locate(

@@ -61,7 +61,8 @@ def comparable(table: pa.Table) -> list[tuple[Any, ...]]:
     """Sorted rows without what says in which file something lay."""
     names = [n for n in table.schema.names if not any(n == word or n.endswith(f"_{word}") for word in WHERE_IT_LAY)]
     columns = [table[name].cast(_comparable_type(table.schema.field(name).type)).to_pylist() for name in names]
-    return sorted(zip(*columns, strict=True), key=repr)
+    rows = zip(*columns, strict=True)
+    return sorted((tuple(tuple(v) if isinstance(v, list) else v for v in row) for row in rows), key=repr)
 
 
 def _comparable_type(type_: pa.DataType) -> pa.DataType:

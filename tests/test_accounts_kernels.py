@@ -160,7 +160,8 @@ class Connection:
 
     def state(self) -> str:
         flow, orig, resp = np.array([self.account]), self.sides[:1], self.sides[1:]
-        return CONN_STATES[conn_states(flow, orig, resp, [self.history])[0]]
+        history = np.frombuffer(self.history.encode(), np.uint8).reshape(1, -1)
+        return CONN_STATES[conn_states(flow, orig, resp, history)[0]]
 
 
 def connection(steps: list[Step], protocol: int = TCP, missed: int = 0) -> Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
@@ -236,6 +238,7 @@ def test_ctrl_c_and_the_same_command_again(world: World) -> None:
     end = time.monotonic() + 20
     while time.monotonic() < end and not any(world.bundle.glob("lab/*/*/*.json")):
         time.sleep(0.05)
+    assert "another podtap collect is at work" in world.collect("--bandwidth", "4M").stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -367,6 +370,7 @@ def test_a_freeze_reaches_who_can_be_reached_and_is_thawed(world: World) -> None
     listed = world.run("freeze", "--list")
     assert listed.returncode == 0
     assert "1 of 2" in listed.stdout and "checkout is slow" in listed.stdout
+    assert re.search(r"node-a +0 +0 B", listed.stdout), "no agent runs that could have pinned it"
     freeze_id = done.stdout.split()[1]
     thawed = world.run("thaw", freeze_id)
     assert "node-a: thawed" in thawed.stdout
@@ -401,6 +405,30 @@ def test_a_node_can_not_write_outside_the_bundle_or_for_another(world: World) ->
     box.environment["PODTAP_ROOT"] = str(world.rings["node-a"].root)
     world.bundle = world.folder / "second"
     assert "two nodes say that they are lab/node-a" in world.collect().stdout
+
+
+def test_a_clock_that_is_off_and_words_that_steer_the_terminal(world: World) -> None:
+    odd = world.folder / "odd"
+    odd.mkdir()
+    (odd / "podtap").write_text(
+        f"#!/bin/sh\n[ $2 = list ] && exec {PODTAP} \"$@\"\nprintf 'Error: \\033[2Jgone' >&2\nexit 1\n"
+    )
+    (odd / "podtap").chmod(0o755)
+    box = world.server.containers["podtap", "podtap-agent-node-b"]
+    box.environment["PATH"] = f"{odd}:{os.environ['PATH']}"
+    with patch("capture.collect.time.time_ns", lambda: START + 60 * MINUTE):
+        done = world.collect()
+    assert done.returncode == 3
+    assert "the clock of node-a is" in done.stderr and "ahead of this machine's" in done.stderr
+    assert "not all came: [2Jgone" in done.stdout
+    assert "\033" not in done.stdout
+
+
+def test_kubectl_finds_the_plugin(world: World) -> None:
+    environment = os.environ | {"PATH": f"{Path(PODTAP).parent}:{os.environ['PATH']}"}
+    command = ["kubectl", "podtap", "freeze", "--list", "--kubeconfig", str(world.config), "--context", "lab"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "nothing is frozen\n"), done.stderr
 
 
 def test_another_folder_can_be_the_source(world: World) -> None:

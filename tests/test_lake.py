@@ -82,7 +82,7 @@ def test_an_analysis_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_node_called_007_is_no_number_to_pandas(tmp_path: Path) -> None:
-    segment = tmp_path / "prod" / "007" / "20260314" / "1773496920000000000-1.pcap"
+    segment = tmp_path / "prod" / "007" / "20260314" / "1773496920000000000-000001.pcap"
     segment.parent.mkdir(parents=True)
     shutil.copy(DNS, segment)
     pipeline.analyze([str(tmp_path / "prod")], tmp_path / "lake")

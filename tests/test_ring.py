@@ -15,6 +15,7 @@ from capture.errors import PodtapError, UsageError
 from capture.freezes import add_freeze, thaw
 from capture.ring import Limits, Ring
 from tests.rings import (
+    NANOSECONDS,
     SMALL,
     START_NS,
     assert_hashes,
@@ -189,7 +190,18 @@ def test_what_is_too_old_goes(ring: Ring) -> None:
     assert [(each["stem"], each["reason"]) for each in tombstones(ring.folder)] == [(old, "age")]
 
 
-NANOSECONDS = 10**9
+@pytest.mark.parametrize("years", [10, -10])
+def test_a_jump_of_the_clock_makes_nothing_old(ring: Ring, years: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = again(ring, replace(SMALL, max_age_ns=3600 * NANOSECONDS))
+    stems = [record_segment(ring).stem]
+    jumped_ns = time.time_ns() + years * 365 * 86_400 * NANOSECONDS
+    monkeypatch.setattr(time, "time_ns", lambda: jumped_ns)
+    stems.append(record_segment(ring).stem)
+    monkeypatch.undo()
+    stems.append(record_segment(ring).stem)
+    ring.close()
+    assert [manifest["stem"] for manifest in manifests(ring.folder)] == stems == sorted(stems)
+    walk(ring.folder)
 
 
 def test_a_segment_that_grows_takes_room_from_the_oldest(ring: Ring) -> None:

@@ -140,6 +140,66 @@ def test_a_full_disk_stops_no_start(ring: Ring, disk: Path) -> None:
     assert_sealed(ring.folder)
 
 
+def test_what_cannot_be_salvaged_on_a_full_disk_is_salvaged_later(ring: Ring, disk: Path) -> None:
+    part, _, _ = begin(ring)
+    ring.close()
+    other = fill(disk)
+    ring = Ring(disk / "root", "lab", "node-a", LARGE)
+    assert ring.salvage() == []
+    assert part.stem in ring.state(0).problems[0]
+    assert ring.state(0).waiting_segments == 1
+    other.unlink()
+    record_segment(ring)
+    ring.close()
+    assert sorted(walk(ring.folder)) == [manifest["stem"] for manifest in manifests(ring.folder)]
+    assert [manifest["salvaged"] for manifest in manifests(ring.folder)] == [True, False]
+    assert_sealed(ring.folder)
+
+
+def test_one_that_cannot_be_sealed_keeps_no_other_from_it(ring: Ring) -> None:
+    """Its bytes are not there, say."""
+    part, data, some = begin(ring)
+    os.ftruncate(part.fd, len(data) - 1)
+    for _ in range(2):
+        with pytest.raises(OSError, match="bytes of"):
+            ring.seal(part, facts(data, some))
+    record_segment(ring)
+    record_segment(ring)
+    assert ring.state(0).waiting_segments == 1
+    ring.close()
+    assert len(walk(ring.folder)) == 2
+
+
+def test_one_that_cannot_be_salvaged_keeps_no_other_from_it(ring: Ring, disk: Path) -> None:
+    """A folder in the place of a capture, say: its name can't be taken."""
+    part, _, _ = begin(ring)
+    ring.close()
+    part.path.with_suffix("").mkdir()
+    ring = Ring(disk / "root", "lab", "node-a", LARGE)
+    assert ring.salvage() == []
+    record_segment(ring)
+    assert "Is a directory" in ring.state(0).problems[0]
+    part.path.with_suffix("").rmdir()
+    record_segment(ring)
+    assert ring.state(0).problems == []
+    ring.close()
+    assert len(walk(ring.folder)) == 3
+    assert_sealed(ring.folder)
+
+
+def test_a_root_that_cannot_be_made_is_waited_for(disk: Path) -> None:
+    (disk / "root").write_text("not a folder")
+    ring = Ring(disk / "root", "lab", "node-a", LARGE)
+    assert ring.salvage() == []
+    assert "can't be used" in ring.state(0).problems[0]
+    with pytest.raises(OSError, match="root"):
+        ring.open(time.time_ns())
+    (disk / "root").unlink()
+    record_segment(ring)
+    assert ring.state(0).problems == []
+    ring.close()
+
+
 def test_a_full_disk_can_be_evicted_from(disk: Path) -> None:
     """Although a tombstone has to be written first."""
     ring = Ring(disk / "root", "lab", "node-a", SMALL)

@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import lzma
 import os
 import random
@@ -26,6 +25,7 @@ import zstandard
 from analysis.compression import ContentStream
 from analysis.errors import PodtapError, UsageError
 from analysis.segments import Segment, find_segments
+from capture.contract import Manifest, to_json
 
 PCAPS = Path(__file__).resolve().parents[1].parent / "shared" / "pcaps"
 SECOND = 10**9
@@ -261,31 +261,32 @@ def test_the_contract_path_names_the_node(tmp_path: Path) -> None:
     def node(path: str) -> str | None:
         return only(write(tmp_path / path, capture())).node
 
-    assert node("root/prod/node-7/20240102/170-1.pcap") == "node-7"
-    assert node("root/prod/007/20240102/170-2.pcap.zst.part") == "007"
+    start = "1704153600000000000"
+    assert node(f"root/prod/node-7/20240102/{start}-000001.pcap") == "node-7"
+    assert node(f"root/prod/007/20240102/{start}-000002.pcap.zst.part") == "007"
     assert node("root/prod/node-7/20240102/capture.pcap") is None
-    assert node("root/prod/node-7/2024/170-1.pcap") is None
-    assert node("root/prod/node-7/20240102/170-1.pcapng") is None
+    assert node(f"root/prod/node-7/2024/{start}-000001.pcap") is None
+    assert node(f"root/prod/node-7/20240102/{start}-000001.pcapng") is None
 
 
-def test_only_part_files_are_unsealed(tmp_path: Path) -> None:
+def test_what_has_no_manifest_is_unsealed_only_where_an_agent_wrote_it(tmp_path: Path) -> None:
     assert only(write(tmp_path / "1-1.pcap.part", capture())).unsealed
     assert not only(write(tmp_path / "1-1.pcap", capture())).unsealed
+    assert only(write(tmp_path / "prod/node-7/20240102/1704153600000000000-000001.pcap", capture())).unsealed
 
 
 def test_the_manifest_vouches_for_the_uncompressed_content(tmp_path: Path) -> None:
-    def sha256_ok(name: str, manifest: bytes | None) -> bool | None:
-        segment = only(write(tmp_path / name / "1-2.pcap.zst", zstandard.compress(capture())))
-        if manifest is not None:
-            write(tmp_path / name / "1-2.json", manifest)
+    def sha256_ok(name: str, sha256: str) -> bool | None:
+        stem = f"{name}/prod/node-7/20240102/1704153600000000000-000001"
+        manifest = Manifest("prod", "node-7", stem, 0, 0, 1, 0, 3, 100, sha256)
+        write(tmp_path / f"{stem}.json", to_json(manifest))
+        segment = only(write(tmp_path / f"{stem}.pcap.zst", zstandard.compress(capture())))
         count(segment)
         assert bool(segment.problems) == (segment.sha256_ok is False)
         return segment.sha256_ok
 
-    digest = hashlib.sha256(capture()).hexdigest()
-    assert sha256_ok("right", json.dumps({"sha256": digest.upper()}).encode()) is True
-    assert sha256_ok("wrong", json.dumps({"sha256": "0" * 64}).encode()) is False
-    assert [sha256_ok("none", manifest) for manifest in (None, b"[]", b"{", b"\xff", b'{"sha256": 1}')] == [None] * 5
+    assert sha256_ok("right", hashlib.sha256(capture()).hexdigest()) is True
+    assert sha256_ok("wrong", "0" * 64) is False
 
 
 def test_names_are_as_long_as_it_takes_to_be_unique(tmp_path: Path) -> None:

@@ -8,45 +8,56 @@ import pytest
 from analysis import losses_kernels, paths_kernels, sightings_kernels
 from analysis.losses import EVENT, EVENT_WAY, SEND, events_of
 from analysis.paths import SEEN, STEP, by_packet
-from analysis.sightings import FLOW_FACTS, PACKET_ROW, SIGHTING
+from analysis.sightings import CARRIED, FLOW_FACTS, SIGHTING
 from tests import naive_stitch as naive
 
 pytestmark = pytest.mark.kernel
 SEEDS = range(12)
 
 
-def flows_and_rows(choice: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def near(choice: np.random.Generator, count: int) -> np.ndarray:
+    """Sequence numbers around 0."""
+    return ((2**32 - 6 + choice.integers(0, 12, count)) % 2**32).astype(np.uint32)
+
+
+def flows_and_columns(choice: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A few flows, and packets of theirs and of none, whose numbers are often the same."""
     flows = np.zeros(int(choice.integers(1, 6)), FLOW_FACTS)
     flows["protocol"] = choice.choice([6, 17, 1], len(flows))
-    flows["mask"] = choice.choice([0, 1, 7], len(flows))
-    flows["orig"], flows["orig_port"] = choice.integers(0, 3, len(flows)), choice.integers(1, 3, len(flows))
+    flows["mask"] = choice.choice([-1, 0, 1, 7], len(flows))
+    flows["orig_port"] = choice.integers(1, 3, len(flows))
     flows["orig_syn"] = flows["resp_syn"] = -1
-    rows = np.zeros(60, PACKET_ROW)
-    rows["flow"] = choice.integers(-1, len(flows), len(rows))
-    rows["ts"] = np.sort(choice.integers(0, 1000, len(rows)))
-    for name, most in (
-        ("src", 3),
-        ("src_port", 3),
-        ("ip_id", 3),
-        ("payload_length", 4),
-        ("tcp_ack", 3),
-        ("tcp_tsval", 3),
-    ):
-        rows[name] = choice.integers(0, most, len(rows))
-    rows["tcp_seq"] = (2**32 - 6 + choice.integers(0, 12, len(rows))) % 2**32
-    rows["tcp_flags"] = choice.choice([16, 24, 2, 18, 17, 4], len(rows))
-    return flows, rows
+    count = 60
+    columns = {
+        "flow": choice.integers(-1, len(flows), count).astype(np.int32),
+        "ts": np.sort(choice.integers(0, 1000, count)),
+        "src_port": choice.integers(0, 3, count).astype(np.uint16),
+        "flags": choice.choice([16, 24, 2, 18, 17, 4], count).astype(np.uint16),
+        "seq": near(choice, count),
+        **{name: choice.integers(0, 3, count).astype(np.uint32) for name in ("ack", "tsval", "payload", "ip_id")},
+    }
+    return flows, columns
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_packets_are_chosen(seed: int) -> None:
-    flows, rows = flows_and_rows(np.random.default_rng(seed))
-    expected, syns = naive.sample(rows, 1000, flows)
-    room = np.empty(len(rows), SIGHTING)
+    choice = np.random.default_rng(seed)
+    flows, columns = flows_and_columns(choice)
+    resent = near(choice, 3)
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    packets = [dict(zip(columns, row, strict=True)) for row in rows]
+    expected, expected_carried, syns = naive.sample(packets, 1000, flows, resent.tolist())
+    buckets = np.zeros(1 << 16, np.bool_)
+    buckets[resent >> 16] = True
+    seen, carried = np.empty(60, SIGHTING), np.empty(60, CARRIED)
     with np.errstate(over="ignore"):
-        found = room[: sightings_kernels.sample(rows, 1000, flows, room)]
-    assert [tuple(row.tolist()) for row in found[["key", "ts", "row", "flow", "sender", "decisive"]]] == expected
+        counts = sightings_kernels.sample(*columns.values(), 1000, flows, buckets, seen, carried)
+    found = seen[: counts[0]][["key", "ts", "row", "flow", "sender", "decisive"]]
+    assert [tuple(row.tolist()) for row in found] == expected
+    told = carried[: counts[1]][["ts", "flow", "seq", "length", "sender"]].tolist()
+    assert set(expected_carried) <= set(told)  # a bucket holds more than one number
+    high = {number >> 16 for number in resent.tolist()}
+    assert all(high & {(seq + k) % 2**32 >> 16 for k in range(length)} for _, _, seq, length, _ in told)
     assert flows[["orig_syn", "resp_syn"]].tolist() == [tuple(pair) for pair in syns]
 
 
@@ -84,19 +95,19 @@ def test_points_are_ordered(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sends_are_found(seed: int) -> None:
     choice = np.random.default_rng(seed)
-    flows, rows = flows_and_rows(choice)
     number = 8
-    way = choice.integers(0, 2, number)
-    seq = ((2**32 - 6 + choice.integers(0, 12, number)) % 2**32).astype(np.uint32)
     sender_flow = np.zeros(4, np.int64)
-    events, ways = events_of(way, np.arange(number), np.full(number, 1), seq, np.arange(number), sender_flow)
-    flow_ways = choice.integers(-1, len(ways), (len(flows), 2)).astype(np.int32)
+    way, times = choice.integers(0, 2, number), np.arange(number)
+    events, ways = events_of(way, times, np.full(number, 1), near(choice, number), times, sender_flow)
+    carried = np.zeros(60, CARRIED)
+    carried["flow"], carried["sender"] = choice.integers(0, 4, 60), choice.integers(0, 2, 60)
+    carried["seq"], carried["length"], carried["ts"] = near(choice, 60), choice.integers(1, 4, 60), np.arange(60)
+    flow_ways = choice.integers(-1, len(ways), (4, 2)).astype(np.int32)
     room = np.empty(2000, SEND)
-    found = room[: losses_kernels.find(rows, flows, flow_ways, ways, events, room)]
-    assert sorted(found.tolist()) == sorted(naive.find(rows, flows, flow_ways, ways, events))
-    assert losses_kernels.find(rows, flows, flow_ways, ways, events, room[: max(len(found) - 1, 0)]) == (
-        -1 if len(found) else 0
-    )
+    found = room[: losses_kernels.find(carried, flow_ways, ways, events, room)]
+    assert sorted(found.tolist()) == sorted(naive.find(carried, flow_ways, events))
+    if len(found):
+        assert losses_kernels.find(carried, flow_ways, ways, events, room[: len(found) - 1]) == -1
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -132,6 +132,12 @@ def test_a_file_that_was_added_is_noticed(copy: Path, name: str) -> None:
     assert f"{name}: is not in the head's list: it was added" in result.output
 
 
+def test_a_name_that_is_no_text_can_be_told(copy: Path) -> None:
+    (copy / "\udcff\x1b[2J").write_bytes(b"added")
+    result = call("verify", copy)
+    assert (result.exit_code, "\\udcff [2J: is not in the head's list" in result.output) == (1, True)
+
+
 def test_a_link_in_place_of_a_file_is_noticed(copy: Path) -> None:
     path = next(copy.rglob("*.pcap"))
     elsewhere = copy.parent / "elsewhere"

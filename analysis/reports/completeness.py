@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.reports.connections import Points, flows_in
+from analysis.reports.coverage import Coverage, coverage
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.window import Window, time_text
 
@@ -41,13 +42,16 @@ class Completeness:
     unseen: int
     """Retransmissions of data that no point had seen before: they were lost before the first one."""
     has_names: bool
+    coverage: Coverage
 
     def notes(self) -> list[str]:
         """Sentences for the foot of a report, the ordinary ones first."""
         if not self.files:
-            return ["no capture file has packets in this window"]
+            return ["no capture file has packets in this window", *self.coverage.notes()]
         data = "" if self.first_ns is None or self.last_ns is None else f" from {_span(self.first_ns, self.last_ns)}"
-        notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}", self._drops()]
+        complete = f", {self.coverage.summary()}" if self.coverage.nodes else ""
+        notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}{complete}"]
+        notes += [*self.coverage.notes(), self._drops()]
         if self.missed_share is not None and self.missed_share >= 0.0005:
             notes.append(f"capture missed {self.missed_share:.1%} of TCP bytes: retransmissions are a lower bound")
         if self.unseen:
@@ -113,6 +117,7 @@ def completeness(lake: Lake, window: Window) -> Completeness:
         missed_share=flows["share"],
         unseen=unseen["n"],
         has_names=names["known"],
+        coverage=coverage(lake, window),
     )
 
 

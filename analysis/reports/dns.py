@@ -6,9 +6,10 @@ from typing import Final
 
 from analysis.reports.columns import ReportColumn, sides
 from analysis.reports.connections import SLACK_NS, Points
-from analysis.reports.filters import DNS_SIDES, Filters
+from analysis.reports.filters import DNS_SIDES, FLOW_SIDES, Filters
 from analysis.reports.sides import PARTS, side_label, side_parts
 from analysis.reports.window import Window
+from analysis.schemas import identity_columns
 
 FIGURES: Final = (
     ReportColumn("queries", "QUERIES", "count", "questions asked, each once however often it was repeated"),
@@ -116,11 +117,18 @@ def _bypassed(window: Window) -> str:
     )"""
 
 
-_PRIMARY: Final = """
-    -- A lookup is that of its connection's primary flow; the filters choose connections by any of their flows.
-    SELECT seen.* FROM seen JOIN connection_flows USING (flow_uid)
+_NAMES: Final = ", ".join(
+    f"c.{column.name} AS {side}{column.name.removeprefix(of)}"
+    for side, of in zip(DNS_SIDES, FLOW_SIDES, strict=True)
+    for column in identity_columns(of, of)
+)
+_PRIMARY: Final = f"""
+    -- A lookup is that of its connection's primary flow, and named as the connection is: by the reference node's clock.
+    -- The filters choose connections by any of their flows.
+    SELECT seen.* REPLACE ({_NAMES})
+    FROM seen JOIN connection_flows USING (flow_uid) JOIN connections c USING (connection_uid)
     WHERE is_primary AND connection_uid IN (
-        SELECT connection_uid FROM seen JOIN connection_flows USING (flow_uid) WHERE {}
+        SELECT connection_uid FROM seen JOIN connection_flows USING (flow_uid) WHERE {{}}
     )"""
 
 _ONCE: Final = f"""

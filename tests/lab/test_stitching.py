@@ -215,7 +215,7 @@ def test_every_connection_through_a_service_knows_its_backend(cni: str, proxy: s
         if key in expected
     }
     assert told == expected
-    assert Counter(row["protocol"] for row in found) == Counter(protocol for protocol, _ in answers)
+    assert Counter(row["protocol"] for row in found) == Counter(protocol for protocol, *_ in expected)
     translated = {
         (each.protocol.upper(), *each.original[:2]): each.reply[0]
         for each in tracked
