@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 import kubernetes_validate
 import pytest
+import yaml
 
 from capture.arguments import parse_size
 from podtap import COMMANDS, main
@@ -110,9 +112,13 @@ def test_every_selector_and_reference_finds_what_it_means(objects: list[Object])
             assert all((subject["kind"], subject["name"]) in names for subject in each["subjects"])
 
 
-def test_the_image_is_this_version_everywhere(objects: list[Object]) -> None:
+def images_of_this_version() -> set[str]:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert {container["image"] for *_, container in containers(objects)} == {f"podtap:{version}"}
+    return {f"podtap:{version}"}
+
+
+def test_the_image_is_this_version_everywhere(objects: list[Object]) -> None:
+    assert {container["image"] for *_, container in containers(objects)} == images_of_this_version()
 
 
 def test_what_is_monitored_listens_where_it_is_asked_and_may_be_reached(objects: list[Object]) -> None:
@@ -190,3 +196,38 @@ def test_the_dockerfile_copies_what_is_there() -> None:
     assert copied and all((ROOT / source).exists() for source in copied)
     images = [line.split()[1] for line in lines if line.startswith("FROM ")]
     assert all(re.search(r":\d+\.\d+-slim-", image) for image in images)
+
+
+def test_the_overlay_that_the_docs_show(tmp_path: Path) -> None:
+    """With all that they say may be added to it."""
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    blocks = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    inline = [yaml.safe_load(each) for each in re.findall(r"`(labels: .*?)`", page)]
+    shown: Object = {}
+    for field, value in [pair for each in [*blocks, *inline] for pair in each.items()]:
+        shown[field] = shown[field] + value if isinstance(value, list) and field in shown else value
+    shown["components"] += [
+        f"../capture/deploy/components/{e}" for e in COMPONENTS if e not in str(shown["components"])
+    ]
+    for field in ("resources", "components"):
+        shown[field] = [os.path.relpath(ROOT / path.removeprefix("../"), tmp_path) for path in shown[field]]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(shown))
+    objects = rendered(tmp_path)
+    images = {container["image"] for *_, container in containers(objects)}
+    assert images == {f"registry.example.com/{image}" for image in images_of_this_version()}
+    found = {e["metadata"]["name"].rpartition("-")[0]: e["data"] for e in objects if e["kind"] == "ConfigMap"}
+    assert found["podtap"]["cluster"] == "shop-eu-1"
+    assert found["podtap-scope"] == {"NAMESPACE": "shop", "SELECTOR": "app=web"}
+    (rule,) = [each for each in objects if each["kind"] == "PrometheusRule"]
+    assert rule["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    agent = next(container for name, _, container in containers(objects) if name == "podtap-agent/agent")
+    assert agent["args"][-3:] == ["--compress", "--", "not port 2379"]
+    assert agent["args"].index("--scope-file=/run/podtap/scope.json") < agent["args"].index("--")
+
+
+def test_the_docs_name_all_alerts_and_components(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    rules = next(e for e in rendered(overlay(tmp_path, ["monitoring"])) if e["kind"] == "PrometheusRule")
+    alerts = {rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+    assert set(re.findall(r"`(Podtap\w+)`", page)) == alerts
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) >= set(COMPONENTS)
