@@ -39,27 +39,8 @@ Framer = PcapFramer | PcapngFramer
 
 # Nobody means these when naming a folder.
 _OTHER_FILES: Final = frozenset(
-    [
-        ".json",
-        ".jsonl",
-        ".md",
-        ".py",
-        ".txt",
-        ".yaml",
-        ".yml",
-        ".tsv",
-        ".csv",
-        ".parquet",
-        ".idx",
-        ".sha256",
-        ".sig",
-        ".asc",
-        ".tmp",
-        ".lock",
-        ".sig",
-        ".asc",
-    ]
-)
+    [".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".tsv", ".csv", ".parquet", ".idx"]
+) | {".tmp", ".lock", ".sig", ".asc", ".sha256"}
 _PACKED_SUFFIXES: Final = frozenset([".gz", ".zst", ".lz4", ".xz", PART])
 
 
@@ -104,6 +85,16 @@ class Segment:
     """XXH3-128 of the uncompressed content, in hexadecimal."""
     _once: ContentStream | None = None
     """The opened input, where it can be read only once (standard input, a pipe)."""
+
+    @property
+    def key(self) -> str:
+        """By which a lake knows its content. Segments without packets are all alike, but each tells of its time."""
+        return f"{self.content_hash}:{self.origin}" if self.place and self.first_ts is None else self.content_hash
+
+    @property
+    def origin(self) -> str:
+        """Which segment of which node it is, whatever its content; '' where no agent wrote it."""
+        return f"{self.cluster}/{self.node}/{self.place.stem}" if self.place else ""
 
     @property
     def cluster(self) -> str | None:

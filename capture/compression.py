@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ class Compressor:
     """Calls `work` with one stem after the other, in its own thread."""
 
     def __init__(self, work: Callable[[str], None]) -> None:
+        import_module("zstandard")  # so that it is missed now, and not in the thread
         self._work = work
         self._stems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compression", daemon=True)

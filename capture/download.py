@@ -174,6 +174,8 @@ class Download:
         match = _SEGMENT.fullmatch(header.path)
         if match is None:
             os.replace(half, final)
+            if header.path.endswith(JOURNAL_SUFFIX):  # it was still being written at an earlier time
+                final.with_name(final.name.removesuffix(".zst") + PART).unlink(missing_ok=True)
         elif trailer.manifest is None:
             half.unlink()
         else:
@@ -184,6 +186,8 @@ class Download:
         half, data = self._work / (stem + suffix), self.folder / (stem + suffix)
         try:
             known = from_json(Manifest, manifest.encode())
+            if chain is not None:
+                from_json(Manifest, chain.encode())
         except ContractError:
             half.unlink()
             self.damaged.add(stem)

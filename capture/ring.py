@@ -49,6 +49,8 @@ from capture.stored_segments import ZSTD, boot_time_ns, from_manifest
 __all__ = ["Limits", "Part", "Ring", "RingState", "SegmentFacts"]
 
 
+_LATEST_NS: Final = 9 * 10**18
+"""In the year 2255."""
 _WHOLE_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -129,9 +131,12 @@ class Ring:
             return
         with self._lock:
             before = part.granted_bytes
-            for part.granted_bytes in (needed + self.limits.segment_bytes // 4, needed):
-                if self._store.evict(self._other_bytes()):
-                    return
+            part.granted_bytes = needed + self.limits.segment_bytes // 4  # so that the next calls are quick again
+            if self._store.evict(self._other_bytes()):
+                return
+            part.granted_bytes = needed
+            if self._store.evict(self._other_bytes()):
+                return
             part.granted_bytes = before
             raise self._no_room()
 
@@ -220,6 +225,8 @@ class Ring:
             stems = [segment.stem for segment in self._store.segments] + [path.name for path in self._unsealed]
             stems += [self._store.head.stem] if self._store.head else []
             for start_ns, seq in filter(None, map(parse_stem, stems)):
+                if start_ns > _LATEST_NS:
+                    continue  # a stranger's name: the next one would have too many digits
                 self._last_start_ns = max(self._last_start_ns, start_ns)
                 self._seq = max(self._seq, seq)
             if self._compressor:
@@ -250,8 +257,10 @@ class Ring:
             if path.name.endswith(ZSTD):
                 path.unlink(missing_ok=True)  # what it held is in the part, or was nothing
         except OSError:
+            if part and part.manifest:
+                raise
             with self._lock:
-                if part and any(each is part for each in self._parts):
+                if part:
                     self._forget(part)
                     if path.name.endswith(ZSTD):
                         part.path.unlink(missing_ok=True)
@@ -333,9 +342,10 @@ class Ring:
             segment = self._store.get(name)
             if segment is None or not source.exists():
                 return
-            self._compressing_bytes = on_disk(segment.size_bytes)
-            has_room = self._store.evict(self._other_bytes())
         try:
+            with self._lock:
+                self._compressing_bytes = on_disk(segment.size_bytes)
+                has_room = self._store.evict(self._other_bytes())
             if not has_room or not compress(source, temporary, segment.sha256):
                 return
             with self._lock:
@@ -368,8 +378,11 @@ class Ring:
         return NAMES_BYTES + on_disk(size_bytes) + on_disk(self._manifest_bytes)
 
     def _forget(self, part: Part) -> None:
-        self._parts = [each for each in self._parts if each is not part]
-        os.close(part.fd)
+        """Close it, once: its number may be another file's the second time."""
+        left = [each for each in self._parts if each is not part]
+        if len(left) < len(self._parts):
+            self._parts = left
+            os.close(part.fd)
 
     def _no_room(self) -> OSError:
         return OSError(

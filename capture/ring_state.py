@@ -60,6 +60,7 @@ def read_state(folder: Path) -> RingState | None:
     try:
         values = json.loads((folder / RING_STATE).read_bytes())
         known = {each.name: values[each.name] for each in fields(RingState) if each.name in values}
-        return RingState(**known)
+        state = RingState(**known)
+        return state if isinstance(state.last_stem + state.last_manifest_sha256, str) else None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None

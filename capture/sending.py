@@ -128,15 +128,15 @@ def _send_segment(
 ) -> Iterator[bytes]:
     """As it is where all of it is wanted; else the part, with the manifest of the whole beside its own."""
     selection = Selection(window.since_ns, window.until_ns, addresses)
-    data = data_of(entry.path)
-    content = read_or_none(entry.path)
-    if content is None or not data.exists():
+    content, chain = read_or_none(entry.path), read_or_none(chain_path(entry.path))
+    file = _opened(entry.path)
+    if content is None or file is None:
         end.vanished.append(name)
         return
-    chain = read_or_none(chain_path(entry.path))
     part = None
-    suffix, pieces = data.name.partition(".")[2], _pieces(data)
+    suffix, pieces = Path(file.name).name.partition(".")[2], _pieces(file)
     if not selection.takes_all_of(entry.manifest):
+        file.close()
         try:
             part = Cut(folder, from_json(Manifest, content), sha256(content), selection)
         except ContractError:
@@ -179,8 +179,16 @@ def _send_plain(root: Path, path: Path) -> Iterator[bytes]:
         return
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
+def _opened(manifest: Path) -> BinaryIO | None:
+    """The file of a segment's packets; None: it was evicted. Between a look and the opening it may be compressed."""
+    for _ in range(2):
+        with contextlib.suppress(FileNotFoundError):
+            return open(data_of(manifest), "rb", buffering=0)
+    return None
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
         yield from _reads(file)
 
 

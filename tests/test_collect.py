@@ -14,6 +14,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
+import zstandard
 from click.testing import CliRunner
 
 import podtap
@@ -182,8 +183,17 @@ def test_over_tls_with_a_token(tmp_path: Path) -> None:
 def test_a_node_that_is_down_and_one_without_an_agent_are_said_and_come_later(world: World) -> None:
     world.server.unreachable.add("node-b")
     world.server.apply(node("node-c"))
+    sealed = next(world.folder.glob("disk-of-journal/_journal/*/*/*.zst"))
+    content = sealed.read_bytes()
+    sealed.unlink()
+    written = sealed.with_name(sealed.name.removesuffix(".zst") + ".part")
+    written.write_bytes(zstandard.decompress(content) + b'{"torn')
     done = world.collect()
     assert done.returncode == 3
+    kept = next(world.bundle.glob("_journal/*/*/*"))
+    assert (kept.name, kept.read_bytes()) == (written.name, zstandard.decompress(content))
+    written.rename(sealed)
+    sealed.write_bytes(content)
     assert "node-b can't be asked: error dialing backend" in done.stderr
     assert "node-b  MISSING" in done.stdout and "node-c  MISSING" in done.stdout
     assert "no agent runs on it" in done.stdout
@@ -192,6 +202,7 @@ def test_a_node_that_is_down_and_one_without_an_agent_are_said_and_come_later(wo
     world.server.delete(node("node-c"))
     done = world.collect()
     assert done.returncode == 0, done.stderr
+    assert [path.name for path in world.bundle.glob("_journal/*/*/*")] == [sealed.name]
     same_files(world)
     assert world.verify().returncode == 0
 

@@ -215,6 +215,16 @@ def test_a_segment_that_grows_takes_room_from_the_oldest(ring: Ring) -> None:
     assert 0 < len(manifests(ring.folder)) < 6
 
 
+def test_there_is_room_for_a_segment_without_waiting_for_the_sealing_thread(ring: Ring) -> None:
+    """Which may hold the lock while it waits for the disk."""
+    ring.open(START_NS)
+    with ring._lock:
+        thread = threading.Thread(target=ring.make_room, args=(SMALL.segment_bytes,), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_what_could_never_fit_evicts_nothing(ring: Ring) -> None:
     for _ in range(4):
         record_segment(ring, packets=500)
@@ -382,6 +392,29 @@ def test_files_of_others_are_left_alone(ring: Ring, tmp_path: Path) -> None:
     assert all(path.read_bytes() == b"theirs" for path in others)
     assert (tmp_path / "target").read_bytes() == b"precious"
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "17", '{"time_ns": 1, "last_stem": 5, "last_manifest_sha256": 6}', "[" * 9999]
+)
+def test_a_state_that_somebody_wrote_stops_no_start(ring: Ring, text: str) -> None:
+    record_segment(ring)
+    (ring.folder / "ring.json").write_text(text)
+    ring = again(ring)
+    record_segment(ring)
+    ring.close()
+    assert len(walk(ring.folder)) == 2
+
+
+def test_a_name_that_somebody_wrote_takes_no_names_away(ring: Ring) -> None:
+    (ring.folder / "22860101").mkdir()
+    (ring.folder / "22860101" / "9999999999999999999-999999.pcap").write_bytes(pcap(sll2_packets(3, START_NS)))
+    for _ in range(2):
+        ring = again(ring)
+        record_segment(ring)
+    ring.close()
+    assert sorted(walk(ring.folder)) == [manifest["stem"] for manifest in manifests(ring.folder)]
+    assert len(manifests(ring.folder)) == 3
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["middle", "newest"])
