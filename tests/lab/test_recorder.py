@@ -126,10 +126,11 @@ def test_every_pod_is_named_rightly_also_the_dead_one_whose_address_was_used_aga
     flows = flows_of(lake, incident)
     truth = [next(name for name, ports in incident.ports.items() if flow["orig_port"] in ports) for flow in flows]
     assert {name: truth.count(name) >= 2 * TALKS for name in incident.ports} == dict.fromkeys(incident.ports, True)
-    named = [flow["orig_pod"] for flow in flows]
+    named = [flow["orig_pod"] if flow["orig_identity"] == "pod" else None for flow in flows]
     wrong = [(one, other) for one, other in zip(named, truth, strict=True) if one not in (other, None)]
     assert wrong == []
-    assert sum(one == other for one, other in zip(named, truth, strict=True)) >= 0.99 * len(flows)
+    told = [flow["orig_identity"] for flow in flows]
+    assert sum(one == other for one, other in zip(named, truth, strict=True)) >= 0.99 * len(flows), told
     assert {(flow["resp_pod"], flow["resp_workload"], flow["cluster"]) for flow in flows} == {("web", "web", "cluster")}
 
 
