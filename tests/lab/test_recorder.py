@@ -31,6 +31,7 @@ WEB = Pod("web", "node-a", {"app": "web"}, (Port(8080),), namespace="shop", depl
 CART = Pod("cart", "node-b", {"app": "cart"}, namespace="shop", deployment="cart")
 REPORT = Pod("report", "node-b", {"app": "report"}, namespace="shop", deployment="report")
 TALKS = 30
+A_KUBELET_TAKES = 0.3
 
 
 def talk(lab: Lab, pod: Pod) -> set[int]:
@@ -95,8 +96,10 @@ class Incident:
         self.since = time.time()
         self.ip = lab.pod(CART.name).ip
         self.ports[CART.name] = talk(lab, CART)
+        time.sleep(A_KUBELET_TAKES)  # until the network of a pod whose containers it stopped is gone
         lab.kill_pod(CART.name)
         lab.start_pod(REPORT, self.ip)
+        time.sleep(A_KUBELET_TAKES)  # until the containers of a pod that has its network run
         self.ports[REPORT.name] = talk(lab, REPORT)
         wait_until_recorded(server, time.time())
 
