@@ -94,6 +94,7 @@ class Incident:
 
     def _happen(self, lab: Lab, server: ApiServer) -> None:
         self.since = time.time()
+        time.sleep(1.5)  # Kubernetes' times are whole seconds: what began and ended within one tells little
         self.ip = lab.pod(CART.name).ip
         self.ports[CART.name] = talk(lab, CART)
         time.sleep(A_KUBELET_TAKES)  # until the network of a pod whose containers it stopped is gone
