@@ -27,8 +27,10 @@ from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
 from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
 from analysis.losses import EVENT, EVENT_WAY, losses
 from analysis.packet_rows import PacketRows
+from analysis.packet_rows_kernels import split
 from analysis.packets import decode_packets
 from analysis.packets_kernels import decode
+from analysis.parquet_kernels import encode_page
 from analysis.paths import SEEN, STEP, paths
 from analysis.retransmits import Retransmits
 from analysis.retransmits_kernels import classify
@@ -127,13 +129,13 @@ def _losses() -> None:
 
 PARTS: Final[tuple[Callable[[], None], ...]] = (
     _retransmits,
+    _packet_rows,
     _dns_messages,
     _packets,
     _accounts,
     _dns,
     _flows,
     _columns,
-    _packet_rows,
     _framing,
     _sightings,
     _losses,
@@ -154,6 +156,8 @@ def must_compile() -> bool:
         accounts_kernels.account,
         dns_kernels.transact,
         flows_kernels.assign,
+        split,
+        encode_page,
     )
     try:
         return any(not kernel._cache._cache_file._load_index() for kernel in needed)

@@ -17,6 +17,7 @@ from typing import Final
 
 from capture import libpcap, log
 from capture.bpf import FilterError
+from capture.counter_freezer import watch
 from capture.endpoint import serve, split_address
 from capture.errors import PartialError, PodtapError, UsageError
 from capture.filtering import Filtering, Wanted
@@ -42,6 +43,7 @@ from capture.rotation import Rotation
 from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
 from capture.sniffer import ANY, Sniffer, Source
+from capture.triggers import Trigger
 
 HEADERS, SNAPLEN, ALL = "headers", "snaplen", "all"
 SEAL_S: Final = 4.0
@@ -67,6 +69,8 @@ class Settings:
     metrics: str = ""
     """Address and port; '': none."""
     include_own_traffic: bool = False
+    triggers: tuple[Trigger, ...] = ()
+    """What freezes the minutes around it."""
 
     @property
     def device(self) -> str:
@@ -80,16 +84,19 @@ def record(settings: Settings) -> None:
         stopping, wake_fd = stack.enter_context(_signals())
         _check_address(settings.metrics)
         table = InterfaceTable()
-        table.start()
+        try:
+            table.start()
+        except OSError as error:
+            raise PodtapError(f"can't learn of the interfaces: {error}") from error
         stack.callback(table.stop)
         filtering = Filtering(_wanted(settings), table)
         sniffer = _sniffer(settings, filtering)
         stack.callback(sniffer.close)
-        ring = Ring(settings.root, settings.cluster, settings.node, settings.limits)
+        ring = _ring(settings)
         stack.callback(ring.close)
         metrics = Metrics()
         metrics.set(BUILD, 1, metadata.version("podtap"))
-        metrics.set(SALVAGED_SEGMENTS, len(ring.salvage()))
+        metrics.set(SALVAGED_SEGMENTS, _salvage(ring))
         newest_ns = ring.state(time.time_ns()).newest_ns
         recorder = Recorder(
             sniffer,
@@ -105,6 +112,8 @@ def record(settings: Settings) -> None:
         metrics.on_read(RingMetrics(metrics, ring).refresh)
         if settings.metrics:
             stack.callback(_serve(settings, metrics, lambda: _problems(recorder, filtering)))
+        if settings.triggers:
+            stack.callback(watch(ring.folder, settings.triggers))
         log.info(
             "recording",
             capture=",".join(settings.interfaces),
@@ -154,6 +163,22 @@ def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
         ) from error
     except OSError as error:
         raise PodtapError(f"can't capture on {settings.device}: {error}") from error
+
+
+def _ring(settings: Settings) -> Ring:
+    try:
+        return Ring(settings.root, settings.cluster, settings.node, settings.limits)
+    except OSError as error:
+        raise PodtapError(f"can't record to {settings.root}: {error}; give another folder with --root") from error
+
+
+def _salvage(ring: Ring) -> int:
+    """How many segments of earlier runs were sealed. What can't be now is tried again with each segment."""
+    try:
+        return len(ring.salvage())
+    except OSError as error:
+        log.error("what an earlier run left can't be sealed yet", folder=str(ring.folder), error=str(error))
+        return 0
 
 
 def _facts(settings: Settings, filtering: Filtering) -> Callable[[], SegmentFacts]:

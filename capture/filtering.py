@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from capture import bpf, libpcap, log
+from capture.address_match import AddressMatch
 from capture.bpf import SLL2_BYTES, Assembly, FilterError
 from capture.bpf_layers import Layers
 from capture.bpf_scope import scope_test
@@ -22,9 +23,10 @@ from capture.interfaces import InterfaceTable
 from capture.libpcap import LINUX_SLL2, MOST_SNAPLEN, Handle, Instruction
 from capture.metrics import FILTER_SWAPS, Metrics
 from capture.scope_file import Scope, ScopeFile
-from capture.sniffer import ANY, Sniffer, loopback_index
+from capture.sniffer import ANY, Keep, Sniffer, loopback_index
 
 LOOPBACK: Final = "lo"
+HEADERS_BYTES: Final = 128
 MOST_OWN_ADDRESSES: Final = 64
 """Of the node, that stand in the filter for an endpoint at all of them."""
 
@@ -85,22 +87,29 @@ class Filtering:
         if self._tried == self._situation():
             return
         try:
-            sniffer.refilter()
+            scope = self._scope_file.scope if self._scope_file else None
+            keep = in_scope(scope.addresses, sniffer.link_type) if scope else None
+            sniffer.refilter(keep, self._between)
             self._problem = ""
         except (OSError, FilterError) as error:
             self._problem = f"the filter can't follow: {error}"
             log.error("the filter can't follow a change, the former one stays", error=str(error))
             return
         metrics.add(FILTER_SWAPS)
-        scope = self._scope_file.scope if self._scope_file else None
         log.info("the filter was exchanged", generation=scope.generation if scope else None)
 
+    def _between(self, handle: Handle) -> Sequence[Instruction]:
+        """For the moment between two: all pods, and of each packet what its headers usually take."""
+        return program(handle, replace(self._wanted, headers_only=False, snaplen=HEADERS_BYTES), self._indices())
+
+    def _indices(self) -> tuple[int, ...] | None:
+        if len(self._wanted.interfaces) < 2:
+            return None
+        return tuple(sorted(self._table.indices(self._wanted.interfaces).values()))
+
     def _situation(self) -> _Situation:
-        indices = None
-        if len(self._wanted.interfaces) > 1:
-            indices = tuple(sorted(self._table.indices(self._wanted.interfaces).values()))
         scope = self._scope_file.read() if self._scope_file else None
-        return _Situation(indices, self._own(scope), scope)
+        return _Situation(self._indices(), self._own(scope), scope)
 
     def _own(self, scope: Scope | None) -> tuple[str, ...]:
         if self._wanted.include_own:
@@ -113,6 +122,14 @@ class Filtering:
         return tuple(
             f"({way} host {host} and {way} port {port})" for host, port in sorted(set(ends)) for way in ("src", "dst")
         )
+
+
+def in_scope(addresses: Sequence[str], link_type: int) -> Keep:
+    """For packets that an earlier filter let in."""
+    if not addresses:
+        return lambda frame: False
+    match = AddressMatch(addresses, link_type)
+    return lambda frame: match.matches(frame, 0, len(frame))
 
 
 def program(

@@ -111,7 +111,6 @@ class _Library:
             ("pcap_stats", c_int, [c_void_p, POINTER(_Stats)]),
             ("pcap_compile", c_int, [c_void_p, POINTER(_Program), c_char_p, c_int, c_uint32]),
             ("pcap_freecode", None, [POINTER(_Program)]),
-            ("pcap_offline_filter", c_int, [POINTER(_Program), POINTER(_PacketHeader), c_void_p]),
             ("pcap_geterr", c_char_p, [c_void_p]),
             ("pcap_statustostr", c_char_p, [c_int]),
             ("pcap_close", None, [c_void_p]),
@@ -233,14 +232,14 @@ class Handle:
             raise self._error(count, "")
         return count
 
-    def dispatch_some(self, most: int, dumper: Dumper, keep: Callable[[Any, int], bool]) -> tuple[int, int]:
-        """The same through Python, for a few: keep(header, bytes pointer) decides. Returns how many were read, kept."""
+    def dispatch_some(self, most: int, dumper: Dumper, keep: Callable[[bytes], bool]) -> tuple[int, int]:
+        """The same through Python, for a few: keep(frame) decides. Returns how many were read, and kept."""
         kept = 0
         dump = self._library.pcap.pcap_dump
 
         def handler(_: object, header: Any, data: int) -> None:
             nonlocal kept
-            if keep(header, data):
+            if keep(ctypes.string_at(data, header.contents.captured)):
                 dump(dumper.pointer, header, data)
                 kept += 1
 
@@ -277,7 +276,8 @@ class Handle:
         size = ctypes.sizeof(wanted)
         if self._library.c.setsockopt(self.fileno(), socket.SOL_SOCKET, _SO_ATTACH_FILTER, byref(wanted), size):
             error = ctypes.get_errno()
-            raise OSError(error, f"the kernel takes no filter of {len(program)} instructions: {os.strerror(error)}")
+            hint = "; net.core.optmem_max limits it" if error == errno.ENOMEM else ""
+            raise OSError(error, f"no filter of {len(program)} instructions: {os.strerror(error)}{hint}")
 
     def close(self) -> None:
         """Give the socket and its ring back. May be called again."""

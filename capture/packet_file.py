@@ -18,6 +18,7 @@ BUFFER_BYTES: Final = 1024 * 1024
 _RECORD: Final = struct.Struct("=IIII")
 """Seconds, nanoseconds, captured bytes, wire bytes; in this machine's byte order, as libpcap writes."""
 _READ_BYTES: Final = 1024 * 1024
+_PROBE_BYTES: Final = 16 * 1024
 _ENDS: Final = 2
 """So many stretches at either end of a file are looked through packet by packet for their times."""
 
@@ -72,6 +73,11 @@ class PacketFile:
         """What is pending is lost."""
         self.pending = 0
         self.dumper.rewind(self.size_bytes)
+
+    def probe(self) -> None:
+        """Whether more could be written. OSError: no."""
+        os.pwrite(self.part.fd, bytes(_PROBE_BYTES), self.size_bytes)
+        os.ftruncate(self.part.fd, self.size_bytes)
 
     def close(self) -> None:
         """No more packets; the part's own descriptor stays open."""

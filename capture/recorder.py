@@ -118,13 +118,13 @@ class Recorder:
         for _ in range(MOST_CALLS):
             file = self._writable()
             try:
-                count = self.sniffer.read(file.dumper if file else None)
+                count, kept = self.sniffer.read(file.dumper if file else None)
             except libpcap.Error as error:
                 self._source_failed(error)
                 break
             taken += count
-            if file and count:
-                file.pending += count
+            if file and kept:
+                file.pending += kept
                 if file.buffered_bytes >= FLUSH_BYTES:
                     self._flush()
                     self._rotate()
@@ -177,6 +177,10 @@ class Recorder:
         try:
             self.ring.make_room(file.buffered_bytes)
             file.flush()
+            if self.beat_s < self._retry_s:
+                return
+            if self.disk_problem and not pending:
+                file.probe()
             self._disk_works()
         except FileNotFoundError as error:
             self._abandon(file, error)

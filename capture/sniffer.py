@@ -7,6 +7,7 @@ the real one lets packets in; its counters begin there. A filter is exchanged on
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -30,6 +31,8 @@ BATCH: Final = 4096
 """Packets that are read with one call, at most."""
 
 MakeProgram = Callable[[Handle], Sequence[Instruction]]
+Keep = Callable[[bytes], bool]
+"""Whether a frame is wanted."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Sniffer:
         self._handle: Handle | None = None
         self._read = 0
         self._totals = Totals()
+        self._keep: Keep = lambda frame: True
         self.link_type = -1
         self.open()
 
@@ -68,6 +72,7 @@ class Sniffer:
             null = Dumper(handle, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1 << 16)
             counters = Unwrapped(_empty(handle, null))
             handle.attach(program)
+            self._attached = program
         except BaseException:
             handle.close()
             raise
@@ -76,6 +81,8 @@ class Sniffer:
         self._handle, self._null, self._counters = handle, null, counters
         self._read = 0
         self._failed_s = 0.0
+        self._doubtful = 0
+        """So many of the packets that come next were accepted by an earlier filter."""
         self.link_type = handle.link_type
 
     @property
@@ -86,35 +93,64 @@ class Sniffer:
         """To be polled; -1 while the interface is away."""
         return self._handle.fileno() if self._handle else -1
 
-    def read(self, dumper: Dumper | None) -> int:
+    def read(self, dumper: Dumper | None) -> tuple[int, int]:
         """A batch of packets into the dumper; None: onto the floor, which counts as the disk's fault.
 
-        Returns how many. NoDeviceError where the interface went away: the socket is closed then.
+        Returns how many were read, and how many of them are in the dumper. NoDeviceError where the interface went away:
+        the socket is closed then.
         """
         if self._handle is None or self._null is None:
-            return 0
+            return 0, 0
         try:
-            count = self._handle.dispatch(BATCH, dumper or self._null)
+            if self._doubtful:
+                most = min(BATCH, self._doubtful)
+                count, kept = self._handle.dispatch_some(most, dumper or self._null, self._keep)
+                self._doubtful -= count
+            else:
+                count = kept = self._handle.dispatch(BATCH, dumper or self._null)
         except libpcap.Error:
             # The interface may be gone, what it brought is still in the ring.
             self._failed_s = self._failed_s or time.monotonic()
             if self.is_empty() or time.monotonic() > self._failed_s + EMPTY_S:
                 self.close()
                 raise
-            return 0
+            return 0, 0
         self._read += count
+        self._policy += count - kept
         if dumper is None:
-            self._disk += count
-        return count
+            self._disk += kept
+            return count, 0
+        return count, kept
 
     def lost_on_disk(self, packets: int) -> None:
         """So many of those that were read did not stay."""
         self._disk += packets
 
-    def refilter(self) -> None:
-        """Exchange the filter for what `program` makes now. OSError, FilterError: the old one stays."""
-        if self._handle:
-            self._handle.attach(self._program(self._handle))
+    def refilter(self, keep: Keep | None = None, between: MakeProgram | None = None) -> None:
+        """Exchange the filter for what `program` makes now. OSError, FilterError: the old one stays.
+
+        `keep` decides about those packets that wait in the ring: what it refuses counts as policy's. `between`: a short
+        filter that accepts at least as much, for kernels that have no room for two long ones at once.
+        """
+        if self._handle is None:
+            return
+        program = self._program(self._handle)
+        try:
+            self._handle.attach(program)
+        except OSError as error:
+            if error.errno != errno.ENOMEM or between is None:
+                raise
+            self._handle.attach(between(self._handle))
+            try:
+                self._handle.attach(program)
+            except OSError:
+                self._handle.attach(self._attached)
+                raise
+        self._attached = program
+        if keep:
+            time.sleep(SETTLE_S)
+            self._keep = keep
+            self._doubtful = max(0, self.totals().waiting)
 
     def totals(self) -> Totals:
         """Up to now; asks the kernel."""

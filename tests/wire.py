@@ -87,7 +87,7 @@ def read_all(sniffer: Sniffer, path: Path) -> list[Record]:
     model = Handle.dead(sniffer.link_type, sniffer.source.snaplen)
     dumper = Dumper(model, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), 1 << 20)
     deadline = time.monotonic() + 1
-    while sniffer.read(dumper) or not (sniffer.is_empty() or time.monotonic() > deadline):
+    while sniffer.read(dumper)[0] or not (sniffer.is_empty() or time.monotonic() > deadline):
         time.sleep(0.002)
     dumper.flush()
     dumper.close()
