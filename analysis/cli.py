@@ -16,6 +16,8 @@ from analysis.errors import PodtapError, Problem, UsageError
 
 PARTIAL: Final = 3
 """Exit code: what could be read was, and something could not."""
+SELDOM: Final = 100_000
+"""Objects that Python makes between two searches for garbage."""
 TABLE_ROWS: Final = 30
 """Rows of a table without --limit: a screen. json and csv give all."""
 
@@ -32,6 +34,7 @@ lake_option = click.option(
 def importing() -> Iterator[None]:
     """No search for garbage among what imports make, now or later: it all stays. Saves a fifth of a short run.
 
+    Later searches are seldom: arrays are no garbage that is searched for.
     Not for DuckDB, which complains on standard error of what is still there at the end.
     """
     gc.disable()
@@ -39,6 +42,7 @@ def importing() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        gc.set_threshold(SELDOM)
         gc.enable()
 
 

@@ -27,8 +27,10 @@ from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
 from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
 from analysis.losses import EVENT, EVENT_WAY, losses
 from analysis.packet_rows import PacketRows
+from analysis.packet_rows_kernels import split
 from analysis.packets import decode_packets
 from analysis.packets_kernels import decode
+from analysis.parquet_kernels import encode_page
 from analysis.paths import SEEN, STEP, paths
 from analysis.retransmits import Retransmits
 from analysis.retransmits_kernels import classify
@@ -108,8 +110,9 @@ def _framing() -> None:
 
 
 def _sightings() -> None:
-    words, halves = np.zeros(0, np.uint32), np.zeros(0, np.uint16)
-    columns = (NUMBERS[:0], halves, halves, words, words, words, words, words)
+    columns = [np.zeros(0, type_) for type_ in ("i8", "u2", "u2", "u4", "u4", "u4", "u4", "u4")]
+    for column in columns:
+        column.flags.writeable = False  # as Arrow's are
     room = np.zeros(0, SIGHTING), np.zeros(0, CARRIED)
     sightings_kernels.sample(np.zeros(0, np.int32), *columns, 0, np.zeros(0, FLOW_FACTS), BYTES == 1, *room)
     sightings_kernels.unite(NUMBERS, BYTES, NUMBERS[:0], NUMBERS[:0], BYTES[:0])
@@ -127,13 +130,13 @@ def _losses() -> None:
 
 PARTS: Final[tuple[Callable[[], None], ...]] = (
     _retransmits,
+    _packet_rows,
     _dns_messages,
     _packets,
     _accounts,
     _dns,
     _flows,
     _columns,
-    _packet_rows,
     _framing,
     _sightings,
     _losses,
@@ -154,6 +157,8 @@ def must_compile() -> bool:
         accounts_kernels.account,
         dns_kernels.transact,
         flows_kernels.assign,
+        split,
+        encode_page,
     )
     try:
         return any(not kernel._cache._cache_file._load_index() for kernel in needed)

@@ -100,9 +100,10 @@ class DnsRows:
         return len(self.records)
 
     def parts(self, rows: int) -> Iterator[DnsRows]:
-        """So many rows at a time."""
-        for first in range(0, len(self), rows):
-            part = slice(first, first + rows)
+        """So many rows at a time, or some more, if there are."""
+        count = max(len(self) // rows, 1)
+        for number in range(count):
+            part = slice(len(self) * number // count, len(self) * (number + 1) // count)
             yield DnsRows(self.records[part], self.query[part], self.answers[part])
 
 
@@ -128,6 +129,11 @@ class Dns:
             messages, datagrams = self._fragments.feed(data, self._candidates[:found])
             messages, streams = self._streams.feed(data, messages)
             self._transact(data, *_joined(messages, datagrams, streams))
+
+    @property
+    def finished(self) -> int:
+        """Transactions that rows() would give."""
+        return sum(map(len, self._finished))
 
     def rows(self) -> DnsRows:
         """The transactions finished since the last call. Those that are open, or just failed, wait."""

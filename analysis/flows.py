@@ -196,6 +196,15 @@ def _no_closed() -> accounts.Closed:
     )
 
 
+def clustered(rows: FlowRows) -> FlowRows:
+    """Flows of one orig side by side: where they are many, a filter by pod or address skips most row groups."""
+    flows, sides, history, server_names, minutes = rows
+    order = np.lexsort((flows["first_seen"], flows["orig_lo"], flows["orig_hi"]))
+    both = sides.view(np.dtype((np.void, 2 * sides.itemsize)))[order].view(sides.dtype)
+    whole = flows.view(np.dtype((np.void, flows.itemsize)))[order].view(flows.dtype)
+    return whole, both, history[order], [server_names[place] for place in order.tolist()], minutes
+
+
 def conn_states(flows: Records, orig: Records, resp: Records, history: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Zeek's conn_state (conn/main.zeek, function conn_state) as places in CONN_STATES; first match wins."""
     o, r = orig["state"], resp["state"]

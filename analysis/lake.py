@@ -36,7 +36,8 @@ COMMITS: Final = "_commits"
 WIP: Final = "_wip"
 DAY_NS: Final = 86_400 * 1_000_000_000
 ROW_GROUP_ROWS: Final = 1 << 15
-"""Small enough that a time or pod filter skips most of a file. Packets come in row groups already."""
+"""At least, if there are so many; small enough that a time or pod filter skips most of a file. Packets come in row
+groups already."""
 NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
 UNKNOWN_NODE: Final = "unknown"
@@ -52,6 +53,8 @@ class Record:
     """Content hash of each input, and its size: what was analysed."""
     files: dict[str, list[str]] = field(default_factory=dict)
     replaces: list[str] = field(default_factory=list)
+    unsealed: dict[str, str] = field(default_factory=dict)
+    """By the key of an input that was being written, which segment of which node it is."""
     derived_from: list[str] = field(default_factory=list)
     """The batches that its tables are made of, if it is none of facts; it counts as long as these are all there are."""
 
@@ -175,7 +178,8 @@ class Batch:
         for day in np.unique(days).tolist():
             part = rows if (days == day).all() else rows.filter(columns.flags(days == day))
             date = str(np.datetime64(day, "D"))
-            self._writer(table, date, node).write_table(part, row_group_size=ROW_GROUP_ROWS)
+            groups = max(len(part) // ROW_GROUP_ROWS, 1)
+            self._writer(table, date, node).write_table(part, row_group_size=-(-len(part) // groups))
 
     def add_packets(self, day: int, row_group: RowGroup, node: str = UNKNOWN_NODE) -> None:
         """A row group of packets, all of one UTC day (since 1970)."""
@@ -275,17 +279,6 @@ def _writer_options(table: str) -> dict[str, Any]:
         "compression_level": 1,
         "use_dictionary": [field.name for field in TABLES[table].schema if field.type == NAME],
     }
-
-
-def clustered(table: str, rows: pa.Table) -> pa.Table:
-    """Rows in the order that lets a pod filter skip row groups: flows of the same pods side by side."""
-    if table != "flows" or len(rows) <= ROW_GROUP_ROWS:
-        return rows
-    keys = ("orig_namespace", "orig_pod", "orig_ip", "first_seen")
-    import pyarrow.compute as pc  # on first use: it takes a while
-
-    order = pc.sort_indices(_plain(rows.select(keys)), sort_keys=[(key, "ascending") for key in keys])
-    return rows.take(order)
 
 
 def rewrite(

@@ -47,7 +47,6 @@ class ColumnChunk:
     encoding: int
     """Of the data pages."""
     parts: list[bytes] = field(default_factory=list)
-    size: int = 0
     rows: int = 0
     nulls: int = 0
     """Rows at the end that are null and in no page yet."""
@@ -83,9 +82,7 @@ class ColumnChunk:
             self._add_page(rows, struct.pack("<I", len(levels)) + levels, _NO_VALUES[self.encoding])
 
     def _add_page(self, rows: int, levels: bytes, values: bytes) -> None:
-        head = _data_page_header(len(levels) + len(values), rows, self.encoding)
-        self.parts += (head, levels, values)
-        self.size += len(head) + len(levels) + len(values)
+        self.parts += (_data_page_header(len(levels) + len(values), rows, self.encoding), levels, values)
         self.rows += rows
 
 
@@ -100,10 +97,16 @@ def _data_page(rows: int, encoding: int) -> bytes:
     return b"\x2c" + encode({1: rows, 2: encoding, 3: RLE, 4: RLE}) + b"\0"
 
 
+@lru_cache(maxsize=1 << 17)
+def plain_word(word: str) -> bytes:
+    """PLAIN of a string: its length before it. Row groups have most words in common."""
+    text = word.encode()
+    return len(text).to_bytes(4, "little") + text
+
+
 def words_content(words: Sequence[str]) -> bytes:
     """PLAIN of strings."""
-    texts = [word.encode() for word in words]
-    return b"".join(part for text in texts for part in (len(text).to_bytes(4, "little"), text))
+    return b"".join(map(plain_word, words))
 
 
 class ParquetWriter:
@@ -114,16 +117,17 @@ class ParquetWriter:
         self._elements = [_element(f) for f in schema]
         self._row_groups: list[Value] = []
         self._rows = 0
-        self._file = path.open("wb")
-        self._file.write(MAGIC)
+        self._file = path.open("wb", buffering=0)
+        self._size = 0
+        self._write(MAGIC)
 
     def write_row_group(self, chunks: Mapping[str, ColumnChunk], rows: int) -> None:
         """All columns of the schema, of `rows` rows each."""
-        start = self._file.tell()
+        start = self._size
         columns: list[Value] = []
         for element, f in zip(self._elements, self._schema, strict=True):
             columns.append(self._write_chunk(chunks[f.name], element))
-        size = self._file.tell() - start
+        size = self._size - start
         self._row_groups.append({1: columns, 2: I64(size), 3: I64(rows), 5: I64(start), 6: I64(size)})
         self._rows += rows
 
@@ -142,23 +146,23 @@ class ParquetWriter:
                 7: [{1: {}}] * len(self._elements),
             }
         )
-        with self._file as file:
-            file.write(footer + struct.pack("<I", len(footer)) + MAGIC)
+        with self._file:
+            self._write(footer + struct.pack("<I", len(footer)) + MAGIC)
 
     def _write_chunk(self, chunk: ColumnChunk, element: Mapping[int, Value]) -> Value:
         chunk.finish()
-        start = self._file.tell()
+        start = data_at = self._size
         encodings = [RLE, chunk.encoding]
-        size = chunk.size
+        parts = chunk.parts
         if chunk.dictionary:
             encodings.append(PLAIN)
             content = chunk.dictionary.content
             page: dict[int, Value] = {1: DICTIONARY_PAGE, 2: len(content), 3: len(content)}
             head = encode(page | {7: {1: chunk.dictionary.values, 2: PLAIN}})
-            self._file.write(head + content)
-            size += len(head) + len(content)
-        data_at = self._file.tell()
-        self._file.writelines(chunk.parts)
+            data_at += len(head) + len(content)
+            parts = [head, content, *parts]
+        self._write(b"".join(parts))
+        size = self._size - start
         meta: dict[int, Value] = {1: element[1], 2: encodings, 3: [element[4]], 4: UNCOMPRESSED, 5: I64(chunk.rows)}
         meta |= {6: I64(size), 7: I64(size), 9: I64(data_at)}
         if chunk.dictionary:
@@ -166,6 +170,13 @@ class ParquetWriter:
         if chunk.least is not None and chunk.most is not None:
             meta[12] = {3: I64(0), 5: struct.pack("<q", chunk.most), 6: struct.pack("<q", chunk.least)}
         return {2: I64(start), 3: meta}
+
+    def _write(self, content: bytes) -> None:
+        """All of it; a raw write may stop early."""
+        self._size += len(content)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
 
 def _element(column: pa.Field[Any]) -> dict[int, Value]:

@@ -56,11 +56,13 @@ def learn(data: npt.NDArray[np.uint8], report: Any, slots: Records, sides: Recor
         return
     source, destination = ((*ends[k], int.from_bytes(ports[2 * k : 2 * k + 2], "big")) for k in (0, 1))
     for a_sent, a, b in ((1, source, destination), (0, destination, source)):
-        is_it = (slots["used"] == 1) & (slots["protocol"] == TCP)
+        places = np.flatnonzero(slots["a_lo"] == a[1])  # few, so that all else is compared of few
+        found = slots[places]
+        is_it = (found["used"] == 1) & (found["protocol"] == TCP)
         for end_name, values in (("a", a), ("b", b)):
             for field, value in zip(("hi", "lo", "port"), values, strict=True):
-                is_it &= slots[f"{end_name}_{field}"] == value
-        for slot in np.flatnonzero(is_it).tolist():
+                is_it &= found[f"{end_name}_{field}"] == value
+        for slot in places[is_it].tolist():
             side = sides[2 * slot + (0 if slots[slot]["orig_is_a"] == a_sent else 1)]
             if side["mss"] == 0 or side["mss"] > mss:
                 side["mss"] = mss

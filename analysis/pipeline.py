@@ -28,7 +28,7 @@ from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, known_interfaces, learn
 from analysis.errors import Problem
-from analysis.flows import FlowRows, Flows, flow_minutes_table, flows_table, is_loss_uncertain
+from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.journals import journals_of_recordings
@@ -64,7 +64,7 @@ OVERLAP_NS: Final = NANOSECONDS // 50
 captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 16
-AHEAD: Final = 1
+AHEAD: Final = 2
 """Chunks that are read before, and searched for lookups after, the one that is analysed, if there are several jobs."""
 
 
@@ -130,7 +130,8 @@ def analyze(
         try:
             line = _Line(batch, identities, summary, jobs or os.cpu_count() or 1, vxlan_ports, progress)
             line.run(segments, told)
-            batch.record.inputs = {segment.content_hash: segment.bytes_read for segment in segments}
+            batch.record.inputs = {segment.key: segment.bytes_read for segment in segments}
+            batch.record.unsealed = {segment.key: segment.origin for segment in segments if segment.unsealed}
             batch.record.replaces = replaced
             known = {content for record in records if record.batch not in replaced for content in record.inputs}
             summary.unchanged = batch.record.inputs.keys() <= known  # a pipe is known only once it was read
@@ -159,19 +160,26 @@ def _not_yet_analysed(segments: list[Segment], records: list[lake.Record]) -> tu
     """The segments to analyse, and the batches that their analysis replaces.
 
     What is in the lake already is not analysed again, unless a batch is part of what was given: then all is analysed
-    together, so that flows go on from file to file, and the batch is replaced.
+    together, so that flows go on from file to file, and the batch is replaced. So it is if a segment of it has grown
+    that was being written.
     """
     known = {content for record in records for content in record.inputs}
     sizes = {size for record in records for size in record.inputs.values()}
     for segment in segments:
         if known and segment.path != STDIN and _may_be_known(segment, sizes):
             segment.hash_content()
-    contents = {segment.content_hash for segment in segments}
+    contents = {segment.key for segment in segments}
     if contents <= known:
         return [], []
-    replaced = [record for record in records if record.inputs and set(record.inputs) <= contents]
+    origins = {segment.origin for segment in segments if segment.origin}
+    replaced = [record for record in records if record.inputs and _kept_inputs(record, origins) <= contents]
     again = {content for record in replaced for content in record.inputs}
-    return [s for s in segments if s.content_hash not in known - again], [record.batch for record in replaced]
+    return [s for s in segments if s.key not in known - again], [record.batch for record in replaced]
+
+
+def _kept_inputs(record: lake.Record, origins: set[str]) -> set[str]:
+    """The inputs of a batch but those that were being written, and are given anew."""
+    return {content for content in record.inputs if record.unsealed.get(content, "") not in origins}
 
 
 def _only_cluster(segments: Sequence[Segment]) -> str | None:
@@ -303,13 +311,14 @@ class _Line:
                 if chunk is None:
                     break
                 flows.assign(chunk.packets, self._points.kinds(), self._points.hashes())
-                asking.append(ask(dns.feed, chunk.data, chunk.packets))
+                asking.append(ask(self._feed_dns, node, dns, chunk))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
                 writing.append(write(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
                 if flows.finished >= FLUSH_FLOWS:
-                    writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
-                    asking.append(ask(self._write_dns, node, dns))
+                    rows = _finished(flows, retransmits)
+                    writing.append(write(self._write_flows, node, rows))
+                    asking.append(ask(self._write_minutes, node, rows[-1]))
                 for behind in (asking, writing):
                     while len(behind) > self._ahead:
                         behind.popleft().result()
@@ -318,7 +327,9 @@ class _Line:
             asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
             writing.append(write(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
             writing.append(write(self._write_row_groups, node))
-            writing.append(write(self._write_flows, node, _finished(flows, retransmits)))
+            rows = _finished(flows, retransmits)
+            writing.append(write(self._write_flows, node, rows))
+            asking.append(ask(self._write_minutes, node, rows[-1]))
             self._write_retransmits(node, retransmits.rows())
             for last in (*asking, *writing):
                 last.result()
@@ -336,16 +347,25 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
+        if len(rows[0]) > lake.ROW_GROUP_ROWS:
+            rows = clustered(rows)
         table = flows_table(*rows[:-1], self._points.names)
         table = add_identities(self._identities, "flows", table, self._cluster)
-        self._batch.add("flows", lake.clustered("flows", table), node)
-        self._batch.add("flow_minutes", flow_minutes_table(rows[-1]), node)
+        self._batch.add("flows", table, node)
         self._summary.flows += len(table)
+
+    def _write_minutes(self, node: str, minutes: Records) -> None:
+        self._batch.add("flow_minutes", flow_minutes_table(minutes), node)
 
     def _write_retransmits(self, node: str, events: Records) -> None:
         table = retransmits_table(events, self._segment_names, self._points.names)
         self._batch.add("retransmits", add_identities(self._identities, "retransmits", table, self._cluster), node)
         self._summary.retransmits += len(table)
+
+    def _feed_dns(self, node: str, dns: Dns, chunk: Chunk) -> None:
+        dns.feed(chunk.data, chunk.packets)
+        if dns.finished >= lake.ROW_GROUP_ROWS:
+            self._write_dns(node, dns)
 
     def _write_dns(self, node: str, dns: Dns) -> None:
         rows = dns.rows()

@@ -87,6 +87,16 @@ class Segment:
     """The opened input, where it can be read only once (standard input, a pipe)."""
 
     @property
+    def key(self) -> str:
+        """By which a lake knows its content. Segments without packets are all alike, but each tells of its time."""
+        return f"{self.content_hash}:{self.origin}" if self.place and self.first_ts is None else self.content_hash
+
+    @property
+    def origin(self) -> str:
+        """Which segment of which node it is, whatever its content; '' where no agent wrote it."""
+        return f"{self.cluster}/{self.node}/{self.place.stem}" if self.place else ""
+
+    @property
     def cluster(self) -> str | None:
         """None where no agent wrote it."""
         return self.told_by.cluster if self.told_by else self.place.cluster if self.place else None

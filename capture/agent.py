@@ -17,6 +17,7 @@ from typing import Final
 
 from capture import libpcap, log
 from capture.bpf import FilterError
+from capture.counter_freezer import watch
 from capture.endpoint import serve, split_address
 from capture.errors import PartialError, PodtapError, UsageError
 from capture.filtering import Filtering, Wanted
@@ -42,6 +43,7 @@ from capture.rotation import Rotation
 from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
 from capture.sniffer import ANY, Sniffer, Source
+from capture.triggers import Trigger
 
 HEADERS, SNAPLEN, ALL = "headers", "snaplen", "all"
 SEAL_S: Final = 4.0
@@ -67,6 +69,8 @@ class Settings:
     metrics: str = ""
     """Address and port; '': none."""
     include_own_traffic: bool = False
+    triggers: tuple[Trigger, ...] = ()
+    """What freezes the minutes around it."""
 
     @property
     def device(self) -> str:
@@ -108,6 +112,8 @@ def record(settings: Settings) -> None:
         metrics.on_read(RingMetrics(metrics, ring).refresh)
         if settings.metrics:
             stack.callback(_serve(settings, metrics, lambda: problems(recorder, filtering)))
+        if settings.triggers:
+            stack.callback(watch(ring.folder, settings.triggers))
         log.info(
             "recording",
             capture=",".join(settings.interfaces),

@@ -128,6 +128,13 @@ class AgentGroup(Group):
     help="Where to answer /metrics, /healthz and /readyz; '' for nowhere.",
 )
 @click.option("--include-own-traffic", is_flag=True, help="Record podtap's own connections, too.")
+@click.option(
+    "--freeze-when",
+    metavar="COUNTER=RATE",
+    multiple=True,
+    help="Freeze the minutes around it where this counter of the node (tcp_retrans_segs ...) grows by more than RATE a "
+    "second; repeatable.",
+)
 def agent(ctx: click.Context, /, **options: Any) -> None:
     """Record the packets of this machine as a ring of segments, until SIGTERM or Ctrl-C.
 
@@ -158,9 +165,11 @@ def _record(
     frozen_quota: int,
     compress: bool,
     node: str | None,
+    freeze_when: tuple[str, ...],
     **same: Any,
 ) -> None:
     from capture.agent import ALL, HEADERS, SNAPLEN, Settings, record
+    from capture.counter_freezer import parse_trigger
     from capture.retention import Limits
     from capture.rotation import MEGABYTE, Rotation
 
@@ -182,6 +191,7 @@ def _record(
             ring_bytes=ring_kib * KIB,
             rotation=rotation,
             limits=limits,
+            triggers=tuple(parse_trigger(text) for text in freeze_when),
             **same,
         )
     )

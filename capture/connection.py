@@ -181,7 +181,8 @@ class Connection:
 
 def _has_kubeconfig() -> bool:
     paths = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    return any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep) if path)
+    # os.path's leaves ~ where the user has no home: in a container.
+    return any(Path(os.path.expanduser(path)).is_file() for path in paths.split(os.pathsep) if path)
 
 
 @contextmanager

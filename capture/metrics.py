@@ -59,7 +59,7 @@ FILTER_SWAPS = _counter("podtap_filter_swaps_total", "How often the filter follo
 RING_BYTES = _gauge("podtap_ring_bytes", "What the recording takes on disk: frozen or not.", "frozen")
 RING_QUOTA_BYTES = _gauge("podtap_ring_quota_bytes", "What it may take.", "frozen")
 RING_SEGMENTS = _gauge("podtap_ring_segments", "Segments in the ring.")
-RING_OLDEST = _gauge("podtap_ring_oldest_timestamp_seconds", "Time of the oldest packet in the ring.")
+RING_OLDEST = _gauge("podtap_ring_oldest_timestamp_seconds", "Time of the oldest packet: frozen or not.", "frozen")
 RING_NEWEST = _gauge("podtap_ring_newest_timestamp_seconds", "Time of the newest packet in a sealed segment.")
 RING_OVERWRITTEN_IN = _gauge(
     "podtap_ring_overwritten_in_seconds", "When the oldest unfrozen segment will be overwritten, at the present rate."

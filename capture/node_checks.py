@@ -120,7 +120,8 @@ def _reach(facts: NodeFacts) -> Iterator[Finding]:
         gone = f"in {duration_text(left_ns)}" if left_ns > 0 else "now"
         text += f" The oldest segment that is not frozen will be overwritten {gone}."
     is_full = ring.quota_bytes > 0 and ring.bytes > FULL * ring.quota_bytes
-    is_short = is_full and reach_ns < SHORT_REACH_NS
+    unfrozen_ns = facts.now_ns - (ring.oldest_unfrozen_ns or ring.oldest_ns)
+    is_short = is_full and unfrozen_ns < SHORT_REACH_NS
     advice = "to keep what is there: podtap freeze; to reach further back: a larger --quota, or a filter"
     yield Finding(WARN if is_short else OK, "reach", text, advice if is_short else "")
     if facts.agent and ring.newest_ns is not None and (silent_ns := facts.now_ns - ring.newest_ns) > 5 * MINUTE_NS:

@@ -27,6 +27,8 @@ from capture.watch import Resource, follow, moment
 GRACE_NS: Final = 30 * NANOSECONDS
 """How long a pod that went stays in scope: its last packets, and answers to them, are still under way."""
 TICK_S: Final = 1.0
+READABLE: Final = 0o644
+"""The file's mode, whatever the umask: the agent is another user, and root without the right to read all files."""
 _ENDED: Final = ("Succeeded", "Failed")
 
 
@@ -115,6 +117,7 @@ class ScopeFile:
             json.dump(content, file)
             file.write("\n")
             file.flush()
+            os.fchmod(file.fileno(), READABLE)
             os.fsync(file.fileno())
         part.rename(self._path)
         self._generation += 1

@@ -179,6 +179,7 @@ class Ring:
         with self._lock:
             store = self._store
             full = [segment for segment in store.segments if segment.packets]
+            oldest = {each: min((s.since_ns for s in full if s.pinned == each), default=None) for each in (True, False)}
             pinned = [segment for segment in store.segments if segment.pinned]
             other_bytes = self._other_bytes() + store.overhead_bytes()
             left_ns = overwritten_in_ns(store.segments, other_bytes, self.limits, boot_time_ns())
@@ -186,6 +187,8 @@ class Ring:
                 time_ns=now_ns,
                 segments=len(store.segments),
                 oldest_ns=min((segment.since_ns for segment in full), default=None),
+                oldest_frozen_ns=oldest[True],
+                oldest_unfrozen_ns=oldest[False],
                 newest_ns=max((segment.until_ns for segment in full), default=None),
                 bytes=other_bytes + store.loose_bytes(),
                 quota_bytes=self.limits.quota_bytes,

@@ -44,6 +44,10 @@ class RingState:
     last_stem: str = ""
     last_manifest_sha256: str = ""
     """The chain's end: whoever deletes the newest segments has to change this too."""
+    oldest_frozen_ns: int | None = None
+    """Time of the earliest packet of those that are pinned."""
+    oldest_unfrozen_ns: int | None = None
+    """And of all others: so far the ring itself reaches."""
 
 
 def write_state(folder: Path, state: RingState) -> None:

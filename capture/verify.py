@@ -64,10 +64,15 @@ def verify(folder: Path, told: Tell = lambda size: None) -> Verdict:
     verdict = Verdict(unfinished=(folder / WORK).exists())
     found = dict(entries(folder))
     verdict.signatures = sorted(path for path in found if path.removeprefix(BUNDLE) in SIGNATURES)
+    verdict.problems = [
+        Problem(path, "is a link or a device, not a file") for path, is_plain in found.items() if not is_plain
+    ]
+    if verdict.problems:  # nothing is read through them, or waits at them
+        return verdict
     verdict.head = _head(folder, verdict.problems)
     if verdict.head is None:
         return verdict
-    verdict.problems += _files(folder, verdict.head, found, told)
+    verdict.problems += _files(folder, verdict.head, set(found), told)
     bad = {problem.path for problem in verdict.problems}
     hashes = {file.path: file.sha256 for file in verdict.head.files if file.path not in bad}
     listed = {node_folder(node.cluster, node.node).as_posix(): node for node in verdict.head.nodes}
@@ -102,21 +107,17 @@ def _head(folder: Path, problems: list[Problem]) -> Bundle | None:
         return None
 
 
-def _files(folder: Path, head: Bundle, found: dict[str, bool], told: Tell) -> Iterator[Problem]:
+def _files(folder: Path, head: Bundle, found: set[str], told: Tell) -> Iterator[Problem]:
     """Each file against the head's list, and the other way round."""
     listed = {file.path: file for file in head.files}
     if len(listed) != len(head.files):
         yield Problem(BUNDLE, "lists a file twice")
-    for path, is_plain in found.items():
-        if not is_plain:
-            yield Problem(path, "is a link or a device, not a file")
-        elif path not in listed and not is_of_head(path):
+    for path in found:
+        if path not in listed and not is_of_head(path):
             yield Problem(path, "is not in the head's list: it was added")
     for path, file in listed.items():
         if path not in found:
             yield Problem(path, "is in the head's list, but not here: it was deleted")
-            continue
-        if not found[path]:
             continue
         size = (folder / path).stat().st_size
         if size != file.size_bytes:

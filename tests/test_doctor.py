@@ -112,6 +112,7 @@ THEN = [manifest(counters=[Counters(NOW - MINUTE, {"softnet_dropped": 5, "conntr
         ),
         (broken(libpcap_problem="libpcap.so.1: cannot open"), "bad", "libpcap", "can't be loaded"),
         (ring(oldest_ns=NOW - 4 * MINUTE), "warn", "reach", "Back to 2026-03-01T13:59:01Z (4 min)"),
+        (ring(oldest_unfrozen_ns=NOW - 4 * MINUTE), "warn", "reach", "(2 h 10 min)"),
         (ring(newest_ns=NOW - 20 * MINUTE), "warn", "reach", "20 min old"),
         (ring(problems=["3 segments are lost"]), "warn", "ring", "3 segments are lost."),
         (ring(waiting_segments=2), "bad", "ring", "2 segments could not be sealed"),

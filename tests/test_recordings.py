@@ -21,7 +21,7 @@ from capture.contract import (
     to_json,
 )
 from tests.node_recordings import LINKTYPE_RAW, Node, at, datagram, syn, write_journal
-from tests.tables import analysed, assert_same_tables
+from tests.tables import analysed, assert_same_tables, stored
 
 A, B = "10.1.0.5", "10.1.0.6"
 
@@ -124,6 +124,25 @@ def test_two_clusters_with_nodes_of_one_name_are_two_recordings(tmp_path: Path) 
         Node(tmp_path, "node-7", cluster).segment(at(0), at(60), [talk(1)])
     flows = analysed(tmp_path).rows("flows")
     assert sorted((flow["cluster"], flow["orig_packets"]) for flow in flows) == [("prod", 1), ("test", 1)]
+
+
+def test_a_recording_that_goes_on_is_analysed_again_and_counts_once(tmp_path: Path) -> None:
+    node, lake = Node(tmp_path / "root", "node-7", interfaces=[veth()]), tmp_path / "lake"
+    node.segment(at(0), at(60), [talk(1)])
+    part = node.part(at(60), [talk(61), talk(62)])
+    analyze([str(tmp_path / "root")], lake, jobs=1)
+    part.unlink()
+    node.seq -= 1
+    node.segment(at(60), at(120), [talk(61), talk(62), talk(63)])
+    node.segment(at(120), at(180))
+    for _ in range(2):
+        analyze([str(tmp_path / "root")], lake, jobs=1)
+        tables = stored(lake)
+        assert [flow["orig_packets"] for flow in tables["flows"].to_pylist()] == [4]
+        assert sorted(row["packets"] for row in tables["segments"].to_pylist()) == [0, 1, 3]
+    node.segment(at(180), at(240))
+    analyze([str(tmp_path / "root")], lake, jobs=1)
+    assert sorted(row["packets"] for row in stored(lake)["segments"].to_pylist()) == [0, 0, 1, 3]
 
 
 # --- interfaces ------------------------------------------------------------------------------------------------------

@@ -252,6 +252,8 @@ def test_a_frozen_window_stays_also_what_is_still_to_come(ring: Ring) -> None:
     walk(ring.folder)
     state = ring.state(0)
     assert (state.frozen_segments, state.oldest_ns) == (3, START_NS + 2 * minute)
+    assert state.oldest_frozen_ns == START_NS + 2 * minute
+    assert state.oldest_unfrozen_ns == START_NS + stems.index(left[3]) * minute
 
 
 def test_a_freeze_outlives_a_restart_and_a_thaw_ends_it(ring: Ring) -> None:

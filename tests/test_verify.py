@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -144,6 +145,11 @@ def test_a_link_in_place_of_a_file_is_noticed(copy: Path) -> None:
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
     assert "is a link" in call("verify", copy).output
+    path.unlink()
+    os.mkfifo(path.with_suffix(".json.pipe"))
+    path.with_suffix(".json").unlink()
+    path.with_suffix(".json.pipe").rename(path.with_suffix(".json"))
+    assert "is a link or a device" in call("verify", copy).output
 
 
 def test_a_signature_beside_the_head_is_no_addition(copy: Path) -> None:

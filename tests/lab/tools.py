@@ -13,6 +13,8 @@ PACKAGES: Final = {
     "iptables-restore": "iptables",
     "nft": "nftables",
     "nginx": "nginx-light",
+    "prometheus": "prometheus",
+    "setpriv": "util-linux",
     "unbound": "unbound",
 }
 
