@@ -84,8 +84,8 @@ class Filtering:
 
     def follow(self, sniffer: Sniffer, metrics: Metrics) -> None:
         """Call it several times a second. What can't be exchanged is said, and the former filter stays."""
-        if self._tried == self._situation():
-            return
+        if not sniffer.is_open or self._tried == self._situation():
+            return  # a socket that is opened later gets the program of then
         try:
             scope = self._scope_file.scope if self._scope_file else None
             keep = in_scope(scope.addresses, sniffer.link_type) if scope else None
