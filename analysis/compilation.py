@@ -110,8 +110,9 @@ def _framing() -> None:
 
 
 def _sightings() -> None:
-    words, halves = np.zeros(0, np.uint32), np.zeros(0, np.uint16)
-    columns = (NUMBERS[:0], halves, halves, words, words, words, words, words)
+    columns = [np.zeros(0, type_) for type_ in ("i8", "u2", "u2", "u4", "u4", "u4", "u4", "u4")]
+    for column in columns:
+        column.flags.writeable = False  # as Arrow's are
     room = np.zeros(0, SIGHTING), np.zeros(0, CARRIED)
     sightings_kernels.sample(np.zeros(0, np.int32), *columns, 0, np.zeros(0, FLOW_FACTS), BYTES == 1, *room)
     sightings_kernels.unite(NUMBERS, BYTES, NUMBERS[:0], NUMBERS[:0], BYTES[:0])

@@ -3,7 +3,7 @@
 A pod has an interface at its node (cali*, lxc*, a veth at a bridge) as long as its network is there, and another pod
 gets another one. Manifests tell to 50 ms when each came and went, and which address was behind it; Kubernetes tells
 in seconds when a pod had its address. Together they tell the handover: an interface with an address is a pod's if it
-was there whenever the pod had the address for certain, and is no other pod's if that holds for no other.
+was there when the pod had the address for certain, or if it is the only one that may be.
 
 Nothing is taken from a witness that contradicts itself (two interfaces with one address at a time), or that fits
 several pods, or none.
@@ -78,6 +78,10 @@ def _contradict(of_address: list[Sandbox]) -> bool:
 def witnessed(owners: Sequence[Ownership], of_address: Sequence[Sandbox]) -> list[Ownership]:
     """The owners of one address, from when to when their interfaces show that they had it, where that can be told."""
     fits = [[_fits(owner, sandbox) for sandbox in of_address] for owner in owners]
+    for place, sandbox in enumerate(of_address):
+        sure = [number for number, owner in enumerate(owners) if fits[number][place] and _is_sure(owner, sandbox)]
+        for number in range(len(owners)) if len(sure) == 1 else ():
+            fits[number][place] = number in sure
     found = []
     for owner, of_owner in zip(owners, fits, strict=True):
         places = [place for place, fit in enumerate(of_owner) if fit]
@@ -86,13 +90,18 @@ def witnessed(owners: Sequence[Ownership], of_address: Sequence[Sandbox]) -> lis
     return found
 
 
+def _is_sure(owner: Ownership, sandbox: Sandbox) -> bool:
+    """Whether it was there at a moment at which the owner had the address for certain."""
+    return max(owner.held_ns, sandbox.seen_from_ns) <= min(owner.kept_ns, sandbox.end_ns - LATE_NS)
+
+
 def _fits(owner: Ownership, sandbox: Sandbox) -> bool:
     """Whether an owner's network may be this one: there whenever it had the address for certain, and never before."""
     return (
         owner.identity == "pod"
         and owner.port is None
         and owner.node == sandbox.node
-        and (sandbox.start_ns == BEGINNING_NS or owner.start_ns <= sandbox.start_ns)
+        and owner.start_ns <= sandbox.seen_from_ns
         and sandbox.start_ns - LATE_NS <= owner.held_ns
         and owner.kept_ns <= sandbox.end_ns
         and max(owner.start_ns, sandbox.start_ns) < min(owner.end_ns, sandbox.end_ns)

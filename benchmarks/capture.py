@@ -101,8 +101,8 @@ CONTENDERS = (
         dumpcap,
         lambda text: "Capturing on" in text,
         lambda _, text: (
-            number(r"captured/dropped on interface.*?: (\d+)/", text),
-            number(r"captured/dropped.*?/(\d+)", text),
+            number(r"received/dropped on interface .*?: (\d+)/", text),
+            number(r"received/dropped on interface .*?: \d+/(\d+)", text),
         ),
     ),
     Contender(
@@ -195,7 +195,7 @@ def main() -> None:
     left, right = Namespace(f"{prefix}l"), Namespace(f"{prefix}r")
     try:
         for each in (left, right):
-            each.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+            each.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
         left.ip(f"link add wire type veth peer name wire netns {right.name}", "link set wire up arp off")
         right.ip("link set wire up arp off")
         wanted = [each for each in CONTENDERS if not options.only or each.name in options.only.split(",")]

@@ -111,7 +111,7 @@ def record(settings: Settings) -> None:
         metrics.on_read(lambda: _refresh(metrics, recorder, table))
         metrics.on_read(RingMetrics(metrics, ring).refresh)
         if settings.metrics:
-            stack.callback(_serve(settings, metrics, lambda: _problems(recorder, filtering)))
+            stack.callback(_serve(settings, metrics, lambda: problems(recorder, filtering)))
         if settings.triggers:
             stack.callback(watch(ring.folder, settings.triggers))
         log.info(
@@ -209,7 +209,7 @@ def _serve(settings: Settings, metrics: Metrics, problems: Callable[[], list[str
         ) from error
 
 
-def _problems(recorder: Recorder, filtering: Filtering) -> list[str]:
+def problems(recorder: Recorder, filtering: Filtering) -> list[str]:
     """Why the agent is not ready."""
     age_s = time.monotonic() - recorder.beat_s
     stalled = f"the reader has not looked for packets for {age_s:.0f} s" if age_s > STALLED_S else ""

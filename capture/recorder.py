@@ -29,7 +29,7 @@ from capture.segment_writer import SegmentFacts
 from capture.sniffer import ANY, BATCH, EMPTY_S, SETTLE_S, Sniffer
 
 TICK_S: Final = 0.25
-FLUSH_BYTES: Final = 256 * 1024
+FLUSH_BYTES: Final = 512 * 1024
 RETRY_S: Final = 1.0
 MOST_CALLS: Final = 64
 """Batches until the loop looks at anything else."""
@@ -68,6 +68,9 @@ class Recorder:
         self._retry_s = 0.0
         self._failing_since_ns: int | None = None
         self._reopen_s = 0.0
+        self._is_room_to_be_made = True
+        """Now and then: the ring leaves room for a whole segment, and looks whether the file is still in its place."""
+        self._poller: tuple[int, select.poll] | None = None
         self._base = Totals()
         self._model = Handle.dead(self.sniffer.link_type, self.sniffer.source.snaplen)
 
@@ -103,10 +106,14 @@ class Recorder:
         return self.written_bytes + (file.size_bytes if file else 0)
 
     def _wait(self, wake_fd: int) -> None:
-        poller = select.poll()
-        poller.register(wake_fd, select.POLLIN)
-        if self.sniffer.is_open:
-            poller.register(self.sniffer.fileno(), select.POLLIN)
+        fileno = self.sniffer.fileno()
+        if self._poller is None or self._poller[0] != fileno:
+            poller = select.poll()
+            poller.register(wake_fd, select.POLLIN)
+            if fileno >= 0:
+                poller.register(fileno, select.POLLIN)
+            self._poller = fileno, poller
+        _, poller = self._poller
         for descriptor, _ in poller.poll(TICK_S * 1000):
             if descriptor == wake_fd:
                 with contextlib.suppress(OSError):
@@ -133,6 +140,7 @@ class Recorder:
         return taken
 
     def _tick(self) -> None:
+        self._is_room_to_be_made = True
         self._flush()
         self._rotate()
         self._writable()
@@ -175,7 +183,9 @@ class Recorder:
             return
         pending = file.pending
         try:
-            self.ring.make_room(file.buffered_bytes)
+            if self._is_room_to_be_made or file.size_bytes >= self.rotation.segment_bytes:
+                self.ring.make_room(file.buffered_bytes)
+                self._is_room_to_be_made = False
             file.flush()
             if self.beat_s < self._retry_s:
                 return

@@ -157,7 +157,7 @@ def test_a_query_and_its_answer_are_one_row_of_the_schema() -> None:
 
 
 def test_the_caller_adds_no_other_column_than_names_of_other_tables() -> None:
-    others = {"query_segment", "response_segment", "flow_uid", "flow_first_seen", "interface"}
+    others = {"query_segment", "response_segment", "flow_uid", "flow_first_seen", "interface", "cluster"}
     sides = {c.name for c in DNS_TABLE.columns if c.name.startswith(("client_", "server_"))}
     ports = {"client_port", "server_port"}
     assert set(to_arrow(Dns().rows())) == {c.name for c in DNS_TABLE.columns} - others - sides | ports

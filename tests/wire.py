@@ -49,7 +49,7 @@ class Wire:
         prefix = new_prefix()
         self.left, self.right = Namespace(f"{prefix}l"), Namespace(f"{prefix}r")
         for each in (self.left, self.right):
-            each.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+            each.run("sh", "-c", "echo 1 | tee /proc/sys/net/ipv6/conf/*/disable_ipv6")
         self.connect()
 
     def connect(self) -> None:
