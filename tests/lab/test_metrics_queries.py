@@ -120,7 +120,7 @@ def prometheus(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def until_scraped(asked: Prometheus, namespace: Namespace, server: Any) -> None:
     """Some traffic and some changes of pods, until segments were sealed and counted a while."""
-    enough = "count_over_time(podtap_sealed_segments_total[1m]) > 8 and podtap_sealed_segments_total > 1"
+    enough = "count_over_time(podtap_sealed_segments_total[1m]) > 4 and podtap_sealed_segments_total > 1"
     changes = 'podtap_journal_records_total{kind="Pod",type="modified"} > 3'
     end, number = time.monotonic() + SECONDS, 0
     while True:
