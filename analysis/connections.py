@@ -67,20 +67,19 @@ def _same_tuple(facts: Records) -> list[tuple[Integers, Integers, npt.NDArray[np
 
 def _same_packet(facts: Records, sightings: Records) -> tuple[Integers, Integers, npt.NDArray[np.uint8]]:
     """Flows that saw the same packet: (one, other, opposite)."""
-    left, right = sightings[:-1], sightings[1:]
-    same = (left["key"] == right["key"]) & (left["flow"] != right["flow"]) & (right["ts"] - left["ts"] <= SLACK_NS)
-    left, right = left[same], right[same]
-    one, other = facts[left["flow"]], facts[right["flow"]]
-    opposite = left["sender"] != right["sender"]
-    orig = np.where(opposite, _end(one, "orig") == _end(other, "resp"), _end(one, "orig") == _end(other, "orig"))
-    resp = np.where(opposite, _end(one, "resp") == _end(other, "orig"), _end(one, "resp") == _end(other, "resp"))
-    decisive = (left["decisive"] & right["decisive"]) == 1
-    at_once = right["ts"] - left["ts"] <= MOMENT_NS
-    image = at_once & (one["node"] == other["node"]) & (one["point"] != other["point"])
-    image &= orig | (resp & _is_repeated(left["flow"], right["flow"]))
-    taken = (one["protocol"] == other["protocol"]) & np.where(one["protocol"] == UDP, image, decisive | orig | resp)
-    pair = left["flow"][taken].astype(np.int64), right["flow"][taken].astype(np.int64)
-    return *pair, opposite[taken].astype(np.uint8)
+    key, flow, ts = (sightings[name] for name in ("key", "flow", "ts"))
+    at = np.flatnonzero((key[1:] == key[:-1]) & (flow[1:] != flow[:-1]) & (ts[1:] - ts[:-1] <= SLACK_NS))
+    one, other = flow[at].astype(np.int64), flow[at + 1].astype(np.int64)
+    opposite = sightings["sender"][at] != sightings["sender"][at + 1]
+    ends = np.stack([_end(facts, "orig"), _end(facts, "resp")])
+    swapped = opposite.astype(np.int64)
+    orig, resp = ends[0][one] == ends[swapped, other], ends[1][one] == ends[1 - swapped, other]
+    decisive = (sightings["decisive"][at] & sightings["decisive"][at + 1]) == 1
+    protocol, node, point = (facts[name] for name in ("protocol", "node", "point"))
+    image = (ts[at + 1] - ts[at] <= MOMENT_NS) & (node[one] == node[other]) & (point[one] != point[other])
+    image &= orig | (resp & _is_repeated(one, other))
+    taken = (protocol[one] == protocol[other]) & np.where(protocol[one] == UDP, image, decisive | orig | resp)
+    return one[taken], other[taken], opposite[taken].astype(np.uint8)
 
 
 def _end(facts: Records, side: str) -> Integers:
@@ -89,9 +88,9 @@ def _end(facts: Records, side: str) -> Integers:
     return end
 
 
-def _is_repeated(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> Flags:
+def _is_repeated(left: Integers, right: Integers) -> Flags:
     """Of each pair, whether it occurs more than once."""
-    pair = np.minimum(left, right).astype(np.int64) << 32 | np.maximum(left, right)
+    pair = np.minimum(left, right) << 32 | np.maximum(left, right)
     _, place, count = np.unique(pair, return_inverse=True, return_counts=True)
     repeated: Flags = count[place] > 1
     return repeated

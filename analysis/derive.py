@@ -20,11 +20,10 @@ def derive(root: Path, identities: Identities) -> None:
     if not _has_several_points(root):
         lake.derive(root, {})
         return
-    from analysis.lake_reader import open_lake  # loads DuckDB, which one capture of one interface can do without
-    from analysis.stitch import stitch
+    from analysis.stitch import stitch  # what one capture of one interface can do without
     from analysis.stitched_tables import derived_tables
 
-    tables = derived_tables(stitch(open_lake(root)))
+    tables = derived_tables(stitch(root))
     tables["connections"] = add_identities(identities, "connections", tables["connections"])
     lake.derive(root, tables)
 

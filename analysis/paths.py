@@ -38,22 +38,29 @@ HOP: Final = np.dtype(
 
 
 def seen_packets(sightings: Records, connection: Integers, flipped: npt.NDArray[np.bool_]) -> Records:
-    """SEEN, sorted by (way, key, ts): the sightings of connections with several flows, but for keys that repeat."""
+    """SEEN, sorted by (way, key, ts): the sightings of connections with several flows, but for keys that repeat.
+
+    `sightings` are sorted by (key, ts).
+    """
     several = np.bincount(connection, minlength=len(connection)) > 1
     kept = sightings[several[connection[sightings["flow"]]]]
+    way = 2 * connection[kept["flow"]] + ((kept["sender"] == 1) ^ flipped[kept["flow"]])
+    order = np.argsort(way, kind="stable")
     seen = np.empty(len(kept), SEEN)
+    seen["way"] = way[order]
     for name in ("key", "ts", "row", "flow"):
-        seen[name] = kept[name]
-    sent = (kept["sender"] == 1) ^ flipped[kept["flow"]]
-    seen["way"] = 2 * connection[kept["flow"]] + sent
-    seen = seen[np.lexsort((seen["ts"], seen["flow"], seen["key"], seen["way"]))]
-    again = _same(seen, "way", "key", "flow")
-    seen = seen[~(again | np.append(again[1:], False))]
+        seen[name] = kept[name][order]
     packet = np.cumsum(~_same(seen, "way", "key"))
+    place = packet * len(connection) + seen["flow"]
+    order = np.argsort(place, kind="stable")
+    again = np.append(False, np.diff(place[order]) == 0)[: len(order)]
+    repeats = np.zeros(len(seen), np.bool_)
+    repeats[order[again | np.append(again[1:], False)]] = True
+    seen, packet = seen[~repeats], packet[~repeats]
     shared = np.bincount(packet, minlength=1)[packet] > 1
     seen, packet = seen[shared], packet[shared]
-    seen["packet"] = np.unique(packet, return_inverse=True)[1]
-    return by_packet(seen)
+    seen["packet"] = np.cumsum(np.append(False, np.diff(packet) != 0))[: len(packet)]
+    return seen
 
 
 def by_packet(seen: Records) -> Records:

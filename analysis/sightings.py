@@ -72,22 +72,6 @@ _NUMBERS: Final = ("ts", "src_port", "tcp_flags", "tcp_seq", "tcp_ack", "tcp_tsv
 Records = npt.NDArray[Any]
 
 
-class Numbers(dict[Any, int]):
-    """Words to numbers, in the order in which they come."""
-
-    def __missing__(self, word: Any) -> int:
-        self[word] = number = len(self)
-        return number
-
-    def of(self, column: Any) -> npt.NDArray[np.int32]:
-        """The number of each word of an Arrow column; null is a word, too."""
-        coded = column.combine_chunks()
-        coded = coded if isinstance(coded, pa.DictionaryArray) else coded.dictionary_encode()
-        words = np.array([self[word] for word in coded.dictionary.to_pylist()] + [self[None]], np.int32)
-        numbered: npt.NDArray[np.int32] = words[numbers(coded.indices, -1)]
-        return numbered
-
-
 def numbers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
     """An Arrow column of numbers or times (in nanoseconds), `null` where it has none."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -97,29 +81,43 @@ def numbers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
 
 def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
     """uint64 of uids, which are sixteen hexadecimal digits each."""
-    return np.array([int(text, 16) for text in texts.to_pylist()], np.uint64)
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    if not len(texts):
+        return np.empty(0, np.uint64)
+    _, offsets, digits = texts.buffers()
+    begin = np.frombuffer(offsets, np.int32)[texts.offset]
+    digit = np.frombuffer(digits, np.uint8)[begin : begin + 16 * len(texts)].reshape(-1, 16).astype(np.uint64)
+    value = (digit & 15) + 9 * (digit >> 6)
+    found: npt.NDArray[np.uint64] = (value << np.arange(60, -1, -4, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+    return found
+
+
+def word_numbers(*columns: Any) -> tuple[list[npt.NDArray[np.int64]], list[str | None]]:
+    """The words of Arrow columns as numbers, and the word of each number; null is a word, too."""
+    words = pa.chunked_array([part for column in columns for part in column.chunks], pa.string())
+    coded: Any = words.combine_chunks().dictionary_encode(null_encoding="encode")
+    ends = np.cumsum([len(column) for column in columns])[:-1]
+    return np.split(numbers(coded.indices), ends), coded.dictionary.to_pylist()
 
 
 def flow_facts(flows: pa.Table) -> Records:
-    """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order."""
+    """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order; words are plain text."""
     facts = np.zeros(len(flows), FLOW_FACTS)
     facts["uid"] = uid_numbers(flows["flow_uid"])
     for time in ("first_seen", "last_seen"):
         facts[time] = numbers(flows[time])
     facts["orig_syn"] = facts["resp_syn"] = -1
-    addresses = Numbers()
-    names = Numbers((name, number) for number, name in enumerate(sorted(map(str, set(flows["node"].to_pylist())))))
-    nodes = names.of(flows["node"])
-    facts["node"] = nodes
-    interfaces, tunnels = (Numbers().of(flows[name]).tolist() for name in ("interface", "encapsulation"))
-    points = Numbers()
-    facts["point"] = [points[place] for place in zip(nodes.tolist(), interfaces, tunnels, strict=True)]
+    (node,), names = word_numbers(flows["node"])
+    facts["node"] = np.argsort(np.argsort(np.array(names, str)))[node]
+    (interface,), (tunnel,) = (word_numbers(flows[name])[0] for name in ("interface", "encapsulation"))
+    facts["point"] = np.unique((node << 40) + (interface << 20) + tunnel, return_inverse=True)[1]
+    (facts["orig"], facts["resp"]), _ = word_numbers(flows["orig_ip"], flows["resp_ip"])
     for side in ("orig", "resp"):
-        facts[side] = addresses.of(flows[f"{side}_ip"])
         facts[f"{side}_port"] = numbers(flows[f"{side}_port"])
-    facts["community"] = Numbers().of(flows["community_id"])
+    (facts["community"],), _ = word_numbers(flows["community_id"])
+    (protocol,), names = word_numbers(flows["protocol"])
     codes = {name: number for number, name in enumerate(PROTOCOL_NAMES[:256])}
-    facts["protocol"] = [codes.get(str(name), 0) for name in flows["protocol"].to_pylist()]
+    facts["protocol"] = np.array([codes.get(str(name), 0) for name in names] or [0])[protocol]
     packets = numbers(flows["orig_packets"]) + numbers(flows["resp_packets"])
     thinned = 2 ** np.ceil(np.log2(np.maximum(packets / FEW, 1))).astype(np.int64) - 1
     facts["mask"] = np.where(facts["orig_port"] == facts["resp_port"], -1, np.minimum(thinned, MOST_THINNED))
@@ -135,6 +133,7 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
     buckets = np.zeros(1 << (32 - BUCKET_BITS), np.bool_)
     buckets[resent >> BUCKET_BITS] = True
     order = np.argsort(facts["uid"])
+    uids = facts["uid"][order]
     sightings, carried = [np.empty(0, SIGHTING)], [np.empty(0, CARRIED)]
     seen, sent = sightings[0], carried[0]
     row = 0
@@ -142,7 +141,7 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
         with pq.ParquetFile(file, read_dictionary=["flow_uid"]) as source:
             for group in range(source.num_row_groups):
                 table = source.read_row_group(group, columns=["flow_uid", *_NUMBERS])
-                flow = _flows(table["flow_uid"].combine_chunks(), facts, order)
+                flow = _flows(table["flow_uid"].combine_chunks(), uids, order)
                 columns = [_as_they_are(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
@@ -153,12 +152,11 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
     return np.concatenate(sightings), np.concatenate(carried)
 
 
-def _flows(uids: Any, facts: Records, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    """The index of each packet's flow, -1 for none."""
-    known = uid_numbers(uids.dictionary)
-    place = np.searchsorted(facts["uid"], known, sorter=order)
+def _flows(texts: Any, uids: npt.NDArray[np.uint64], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The index of each packet's flow, -1 for none; `uids` are sorted, and `order` says whose they are."""
+    place = np.searchsorted(uids, uid_numbers(texts.dictionary))
     flow = np.append(order[np.minimum(place, len(order) - 1)], -1).astype(np.int32)
-    found: npt.NDArray[np.int32] = flow[_as_they_are(uids.indices, -1)]
+    found: npt.NDArray[np.int32] = flow[_as_they_are(texts.indices, -1)]
     return found
 
 

@@ -5,12 +5,17 @@ Derived from the facts of all batches, and made anew when another comes: a node'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from analysis.clocks import Offset, clock_offsets, corrected
 from analysis.connections import connections_of
@@ -18,10 +23,8 @@ from analysis.lake import committed_files
 from analysis.layout import UDP
 from analysis.losses import events_of, losses, points_passed
 from analysis.paths import by_packet, hops, paths, seen_packets
+from analysis.schemas import NAME, TABLES
 from analysis.sightings import flow_facts, numbers, read_packets, uid_numbers
-
-if TYPE_CHECKING:
-    from analysis.lake_reader import Lake
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -30,14 +33,11 @@ Flags = npt.NDArray[np.bool_]
 NOWHERE: Final = 1 << 20
 """The position of a flow none of whose packets was seen elsewhere."""
 
-_FLOWS: Final = """
-SELECT flow_uid, node, interface, encapsulation, protocol, first_seen, last_seen, community_id,
-    orig_ip, orig_port, resp_ip, resp_port, orig_packets, resp_packets, orig_tcp_segments, resp_tcp_segments,
-    contains(history, 'A') AS orig_acknowledges, contains(history, 'a') AS resp_acknowledges
-FROM flows ORDER BY first_seen, flow_uid"""
-_RETRANSMITS: Final = """
-SELECT flow_uid, ts, sender, seq, delay_ns, tcp_segments FROM retransmits
-WHERE tcp_segments > 0 ORDER BY ts, flow_uid, seq"""
+_FLOWS: Final = (
+    *("flow_uid", "interface", "encapsulation", "protocol", "first_seen", "last_seen", "community_id", "history"),
+    *(f"{side}_{what}" for side in ("orig", "resp") for what in ("ip", "port", "packets", "tcp_segments")),
+)
+_RETRANSMITS: Final = ("flow_uid", "ts", "sender", "seq", "delay_ns", "tcp_segments")
 
 
 @dataclass
@@ -68,13 +68,17 @@ class Stitched:
     """For each event what became of the send before it, and of its own if it was the last: as losses.losses()."""
 
 
-def stitch(lake: Lake) -> Stitched:
+def stitch(root: Path) -> Stitched:
     """What the facts of a lake say together."""
-    flows, retransmits = lake.arrow(_FLOWS), lake.arrow(_RETRANSMITS)
+    flows = _read(root, "flows", _FLOWS, ("first_seen", "flow_uid"))
+    for side, letter in (("orig", "A"), ("resp", "a")):
+        flows = flows.append_column(f"{side}_acknowledges", pc.match_substring(flows["history"], letter))
+    retransmits = _read(root, "retransmits", _RETRANSMITS, ("ts", "flow_uid", "seq"))
+    retransmits = retransmits.filter(pa.array(retransmits["tcp_segments"].to_numpy() > 0))
     facts = flow_facts(flows)
     node = facts["node"].astype(np.int64)
     resent = retransmits["seq"].to_numpy().astype(np.uint32)
-    sightings, carried = read_packets(committed_files(lake.path, "packets"), facts, resent)
+    sightings, carried = read_packets(committed_files(root, "packets"), facts, resent)
     sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
     connection, flipped = connections_of(facts, sightings)
     seen = seen_packets(sightings, connection, flipped)
@@ -107,6 +111,22 @@ def stitch(lake: Lake) -> Stitched:
         ways[events["way"]],
         located,
     )
+
+
+def _read(root: Path, table: str, names: Sequence[str], order: Sequence[str]) -> pa.Table:
+    """Columns of a table, words as plain text, and `node`; in this order."""
+    empty = pa.table({name: pa.array([], _plain(TABLES[table].schema.field(name).type)) for name in names})
+    parts = [empty.append_column("node", pa.array([], pa.string()))]
+    for file in committed_files(root, table):
+        rows = pq.ParquetFile(file).read(list(names)).cast(empty.schema)
+        node = unquote(file.parent.name.partition("=")[2])
+        parts.append(rows.append_column("node", pa.array([node] * len(rows), pa.string())))
+    found = pa.concat_tables(parts)
+    return found.take(pc.sort_indices(found, sort_keys=[(name, "ascending") for name in order]))
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    return pa.string() if type_ == NAME else type_
 
 
 def of_side(flows: pa.Table, what: str, sent_by_orig: bool, flipped: Flags) -> Integers:

@@ -203,10 +203,9 @@ def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
 
 def _path(stitched: Stitched, sent: int, roots: Integers) -> Any:
     """For each connection the names of its points, in the order of its path."""
-    places = zip(*(stitched.flows[name].to_pylist() for name in _PLACE), strict=True)
-    numbers: dict[tuple[Any, ...], int] = {}
-    index = np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
-    names = pa.array(["/".join(part for part in place if part) for place in numbers], pa.string())
+    _, first, index = np.unique(stitched.facts["point"], return_index=True, return_inverse=True)
+    places = zip(*(stitched.flows[name].take(_array(first)).to_pylist() for name in _PLACE), strict=True)
+    names = pa.array(["/".join(part for part in place if part) for place in places], pa.string())
     position = stitched.position[:, sent]
     rank = np.full(len(position), len(roots))
     rank[roots] = np.arange(len(roots))
