@@ -61,10 +61,9 @@ def identity_columns(side: str, who: str) -> tuple[Column, ...]:
 
 
 def point_columns(prefix: str, what: str, null: str = "") -> tuple[Column, ...]:
-    """The columns that name an observation point of a connection by its flow there."""
+    """The columns that name an observation point."""
     return (
-        Column(f"{prefix}_flow_uid", NAME, f"{what}: the connection's flow there", null=null),
-        Column(f"{prefix}_node", NAME, "its node", null=null),
+        Column(f"{prefix}_node", NAME, f"{what}: the node", null=null),
         Column(f"{prefix}_interface", NAME, "its interface", null=null or "the capture does not name interfaces"),
         Column(f"{prefix}_encapsulation", NAME, "the tunnel that the packets were in there", null="not tunnelled"),
     )
@@ -431,7 +430,7 @@ HOPS: Final = Table(
         *point_columns("from", "where the packets were first"),
         *point_columns("to", "where they came next"),
         Column("packets", pa.int64(), "packets compared: a sample of those that both points saw", "packets"),
-        Column("latencies_ns", pa.list_(pa.int64()), "how long some of them took, at most 16, by the reference node's clock", "ns"),
+        Column("latencies_ns", pa.list_(pa.int64()), "how long some of them took, at most 8, by the reference node's clock", "ns"),
         Column("lost_tcp_segments", pa.int64(), "TCP segments that the first point saw and the second did not, and that were sent again", "tcp_segments"),
         Column("first_seen", TIME, "first packet of the connection"),
         Column("last_seen", TIME, "last packet of the connection"),
@@ -451,7 +450,9 @@ LOSSES: Final = Table(
         Column("seq", pa.uint32(), "as retransmits.seq"),
         Column("tcp_segments", pa.int64(), "as retransmits.tcp_segments", "tcp_segments"),
         Column("verdict", NAME, "lost: between the two points; before: the first point never saw it; arrived: the last point saw it, so it was lost beyond, or sent again for nothing"),
+        Column("after_flow_uid", NAME, "the connection's flow at the last point that saw it", null="no point saw it"),
         *point_columns("after", "the last point that saw it", null="no point saw it"),
+        Column("before_flow_uid", NAME, "the connection's flow at the next point", null="the last point saw it"),
         *point_columns("before", "the next point, which did not see it", null="the last point saw it"),
     ),
     time=None,

@@ -16,7 +16,7 @@ from analysis.stitch import NOWHERE, Stitched
 
 Integers = npt.NDArray[np.int64]
 
-MOST_LATENCIES: Final = 16
+MOST_LATENCIES: Final = 8
 _PLACE: Final = ("node", "interface", "encapsulation")
 
 
@@ -141,7 +141,9 @@ def _losses(stitched: Stitched) -> pa.Table:
         "seq": told["seq"],
         "tcp_segments": told["tcp_segments"],
         "verdict": np.select([last < 0, after < 0], ["before", "arrived"], "lost").astype(object),
+        "after_flow_uid": _names(stitched, "flow_uid", last),
         **_point(stitched, "after", last),
+        "before_flow_uid": _names(stitched, "flow_uid", after),
         **_point(stitched, "before", after),
     }
     return _table("losses", values)
@@ -216,7 +218,7 @@ def _path(stitched: Stitched, sent: int, roots: Integers) -> Any:
 
 
 def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
-    return {f"{prefix}_{name}": _names(stitched, name, flow) for name in ("flow_uid", *_PLACE)}
+    return {f"{prefix}_{name}": _names(stitched, name, flow) for name in _PLACE}
 
 
 def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:
