@@ -87,7 +87,7 @@ def corrected(ts: Integers, node: Integers, offsets: list[Offset]) -> Integers:
     return result
 
 
-CROSSING: Final = np.dtype([("way", "i8"), ("left", "i8"), ("right", "i8"), ("difference", "i8"), ("forth", "?")])
+CROSSING: Final = np.dtype([("left", "i8"), ("right", "i8"), ("difference", "i8"), ("forth", "?")])
 
 
 def _crossings(seen: Records, node: Integers) -> dict[tuple[int, int], Records]:
@@ -126,7 +126,7 @@ def _directed(way: Integers, first: Integers, last: Integers, a: Integers, b: In
     with np.errstate(divide="ignore", invalid="ignore"):
         forth = sent == (sums[0] / counts[0] > sums[1] / counts[1])[place]
     rows = np.empty(len(way), CROSSING)
-    rows["way"], rows["forth"] = way, forth
+    rows["forth"] = forth
     rows["left"], rows["right"] = np.where(forth, last[a], first[a]), np.where(forth, first[b], last[b])
     rows["difference"] = rows["right"] - rows["left"]
     least = np.full(len(connection), np.inf)

@@ -31,9 +31,7 @@ SEEN: Final = np.dtype(
 """One packet at one point."""
 STEP: Final = np.dtype([("way", "i8"), ("flow", "i4"), ("position", "i4")], align=True)
 """One point of a path."""
-HOP: Final = np.dtype(
-    [("way", "i8"), ("flow", "i4"), ("next_flow", "i4"), ("latency_ns", "i8"), ("ts", "i8")], align=True
-)
+HOP: Final = np.dtype([("way", "i8"), ("flow", "i4"), ("next_flow", "i4"), ("latency_ns", "i8")], align=True)
 """One packet that went from one point of its path to the next."""
 
 
@@ -91,7 +89,7 @@ def hops(seen: Records, steps: Records) -> Records:
     one, other = rows[:-1][next_], rows[1:][next_]
     made = np.empty(len(one), HOP)
     made["way"], made["flow"], made["next_flow"] = one["way"], one["flow"], other["flow"]
-    made["latency_ns"], made["ts"] = other["ts"] - one["ts"], one["ts"]
+    made["latency_ns"] = other["ts"] - one["ts"]
     return made
 
 
