@@ -32,7 +32,8 @@ demo: $(VENV)/installed-analysis
 	$(PODTAP) report flows --by pod --service orders --lake $(DEMO_LAKE)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -c 'from analysis.compilation import compile_kernels; compile_kernels(2)'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernel
 
 lint: $(VENV)/installed-dev
