@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from capture.contract import Freeze, JournalRecord, from_json
+from capture.contract import KINDS, Freeze, JournalRecord, from_json
 from capture.event_trigger import AFTER_NS, BEFORE_NS, QUIET_NS, EventTrigger
 from tests.collecting import add_agent, kubeconfig
 from tests.journal_rig import make_server
@@ -76,7 +76,7 @@ def test_the_journal_freezes_the_nodes_that_it_can_reach(tmp_path: Path) -> None
         with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
-                server.wait_until(lambda: server.open_watches >= 9, 15)
+                server.wait_until(lambda: server.open_watches >= len(KINDS), 15)  # what is listed is no news
                 metadata = {"name": "e", "namespace": "shop", "uid": "e"}
                 server.apply(event("OOMKilling") | {"apiVersion": "v1", "metadata": metadata})
                 lines = []
