@@ -43,7 +43,7 @@ def talk(lab: Lab, pod: Pod) -> set[int]:
 
 
 def wait_until_recorded(server: ApiServer, since: float) -> None:
-    """The journal knows all of what was; the agents have written what they read."""
+    """The journal knows all of what was until then, by the server's clock; the agents have written what they read."""
     server.wait_until(lambda: server.is_settled(since), 30)
     time.sleep(2)
 
@@ -102,7 +102,7 @@ class Incident:
         lab.start_pod(REPORT, self.ip)
         time.sleep(A_KUBELET_TAKES)  # until the containers of a pod that has its network run
         self.ports[REPORT.name] = talk(lab, REPORT)
-        wait_until_recorded(server, time.time())
+        wait_until_recorded(server, server.clock())
 
 
 @pytest.fixture(scope="module")
