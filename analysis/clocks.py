@@ -19,7 +19,6 @@ from analysis.layout import NANOSECONDS
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 WINDOW_NS: Final = 60 * NANOSECONDS
 SHORTEST_NS: Final = 2 * NANOSECONDS

@@ -109,12 +109,3 @@ def cluster_options(command: F) -> F:
     )
     context = click.option("--context", metavar="C", help="Of the kubeconfig.  [default: its current one]")
     return kubeconfig(context(command))
-
-
-def window_options(command: F) -> F:
-    """--since and --until as nanoseconds, both required, future times allowed."""
-    since = click.option(
-        "--since", metavar="T", type=TIME, required=True, help="Start: RFC 3339, epoch seconds, 15m (ago), +15m."
-    )
-    until = click.option("--until", metavar="T", type=TIME, required=True, help="End, likewise.")
-    return since(until(command))

@@ -27,7 +27,6 @@ from capture.running_agents import RunningAgent, running_agents
 
 ROOT: Final = Path("/var/lib/podtap")
 CLUSTER: Final = "cluster"
-METRICS: Final = "127.0.0.1:9798"
 
 
 @click.command(cls=Command)

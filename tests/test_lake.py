@@ -89,6 +89,21 @@ def test_a_node_called_007_is_no_number_to_pandas(tmp_path: Path) -> None:
     assert set(pd.read_parquet(tmp_path / "lake" / "flows")["node"]) == {"007"}
 
 
+def test_a_node_that_was_quiet_until_the_end_of_the_others_capture_is_a_node_of_its_own(tmp_path: Path) -> None:
+    """The second capture begins a tenth of a second before the first one ends: no rotated file does."""
+    content = Path(DNS).read_bytes()
+    (length,) = struct.unpack_from("<I", content, 24 + 8)
+    header, record = content[:24], content[24 : 24 + 16 + length]
+
+    def capture(*nanoseconds: int) -> bytes:
+        return header + b"".join(struct.pack("<II", 1_773_496_920, each) + record[8:] for each in nanoseconds)
+
+    (tmp_path / "node-a.pcap").write_bytes(capture(0, 500_000_000))
+    (tmp_path / "node-b.pcap").write_bytes(capture(400_000_000, 450_000_000))
+    pipeline.analyze([str(tmp_path / "node-a.pcap"), str(tmp_path / "node-b.pcap")], tmp_path / "lake")
+    assert {str(node) for node in pd.read_parquet(tmp_path / "lake" / "segments")["node"]} == {"node-a", "node-b"}
+
+
 @pytest.mark.parametrize("names", [("node-a", "node-b"), ("007", "008")])
 def test_captures_of_the_same_moments_are_of_two_nodes_named_after_the_files(
     tmp_path: Path, names: tuple[str, str]
