@@ -86,6 +86,14 @@ def corrected(ts: Integers, node: Integers, offsets: list[Offset]) -> Integers:
     return result
 
 
+def bounds(node: Integers, offsets: list[Offset]) -> Integers:
+    """By how much corrected times of these nodes may be wrong, in nanoseconds: the widest bound of each node."""
+    widest = np.zeros(int(node.max(initial=-1)) + 1, np.int64)
+    for offset in offsets:
+        widest[offset.node] = max(widest[offset.node], offset.bound_ns)
+    return widest[node]
+
+
 CROSSING: Final = np.dtype([("left", "i8"), ("right", "i8"), ("difference", "i8"), ("forth", "?")])
 
 

@@ -356,6 +356,12 @@ def starts_flow(p, slot, me, you):
                 you["has_first"] and following == you["first_ack"]
             )
             return STARTS_NOTHING if late and not slot["closed"] else STARTS_AFRESH
+        if flags & (SYN | ACK | RST | FIN) == SYN | ACK and slot["closed"] and p["tcp_analyzable"]:
+            # Behind NAT, answers may pass a point that their questions do not.
+            repeats = me["has_first"] and me["first_seq"] == p["tcp_seq"]
+            answers = you["has_syn"] and (np.int64(you["syn_seq"]) + 1) & 0xFFFFFFFF == p["tcp_ack"]
+            if not repeats and not answers:
+                return STARTS_AFRESH
         if p["ts"] - slot["last_seen"] > TCP_TIMEOUT_NS:
             return STARTS_AFTER_IDLE
         return STARTS_NOTHING

@@ -1,8 +1,9 @@
 """Where packets were lost: between the last point that saw what was sent again, and the first that did not.
 
-An event is a retransmission as its sender's nearest point tells it. The send before it was seen at a point if the first
-byte came there in between; the last send of all, if it came there at all. Points that only some packets of a way went
-past say nothing: a hop that is never seen is no loss. A point that missed what a later one saw lost it in capturing.
+An event is a retransmission as its sender's nearest point tells it. Of the sends of its first byte, as many were lost
+before a point as did not come there; which, is told by when the others came. Points that only some packets of a way
+went past say nothing: a hop that is never seen is no loss. A point that missed what a later one saw lost it in
+capturing.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ EVENT_WAY: Final = np.dtype(
     align=True,
 )
 SEND: Final = np.dtype([("event", "i4"), ("flow", "i4"), ("ts", "i8")], align=True)
+FLOW_CLOCK: Final = np.dtype(
+    [
+        ("last_seen", "i8"),  # corrected
+        ("bound", "i8"),  # of the node's clock, corrected, in nanoseconds
+        ("node", "i4"),
+    ],
+    align=True,
+)
 
 BELOW: Final = 1 << 21
 """No packet is longer than this."""
@@ -103,21 +112,21 @@ def losses(
     points: Records,
     carried: Records,
     flow_ways: npt.NDArray[np.int32],
-    last_seen: Integers,
+    clocks: Records,
 ) -> npt.NDArray[np.int32]:
     """For each event, what became of the send before it, and of its own if it was the last: four flows, -1 for none.
 
     Each two are the flows at the last point that saw it, and at the next one. `carried`: CARRIED with corrected
     times; `flow_ways[f, s]`: the index into `ways` of what orig (s = 1) or resp of flow f sends, -1: nothing to look
-    for; `last_seen`: of each flow, corrected.
+    for; `clocks`: FLOW_CLOCK of each flow.
     """
     ways["first_point"] = np.searchsorted(points["way"], ways["way"])
     ways["last_point"] = np.searchsorted(points["way"], ways["way"], side="right")
     found = _sends(carried, flow_ways, ways, events)
-    found = found[np.argsort(found["event"], kind="stable")]
+    found = found[np.lexsort((found["ts"], found["event"]))]
     starts = np.searchsorted(found["event"], np.arange(len(events) + 1))
     located = np.empty((len(events), 4), np.int32)
-    kernels.locate(events, ways, points, last_seen, found, starts, located)
+    kernels.locate(events, ways, points, clocks, found, starts, located)
     return located
 
 

@@ -8,7 +8,7 @@ import numpy as np
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-NEVER, FOREVER = np.int64(-(1 << 62)), np.int64(1 << 62)
+NEVER = np.int64(-(1 << 62))
 
 
 @inner
@@ -50,55 +50,80 @@ def find(carried, flow_ways, ways, events, sends):
 
 
 @inner
-def came_at(sends, begin, end, flow, since, until):
-    """How many of sends[begin:end] a flow saw in that time."""
-    count = 0
-    for k in range(begin, end):
-        count += sends[k]["flow"] == flow and since <= sends[k]["ts"] < until
-    return count
+def match(sends, begin, end, flow, slack, times, came):
+    """Sets came[k]: whether the send at times[k] (sorted) came to a flow, by its sends[begin:end], sorted by time.
+
+    What came belongs to the last send before it that nothing that came later belongs to: packets hardly overtake each
+    other, and a busy node may see one long after the next was sent. `slack`: how far the two clocks may be apart.
+    """
+    came[:] = False
+    send = len(times) - 1
+    for k in range(end - 1, begin - 1, -1):
+        if sends[k]["flow"] != flow:
+            continue
+        while send >= 0 and times[send] > sends[k]["ts"] + slack:
+            send -= 1
+        if send < 0:
+            return
+        came[send] = True
+        send -= 1
 
 
 @kernel
-def locate(events, ways, points, last_seen, sends, starts, found):
+def locate(events, ways, points, clocks, sends, starts, found):
     """Writes what became of the send before each event into found[e, :2], and of the event's own into found[e, 2:].
 
     That is the last point of the way that saw it, and the next one; -1: none there. An event's own send is told if no
-    other followed it, else both are -1. points: STEP, those of a way in the order of its path; last_seen: time of each
-    flow's last packet; sends[starts[e] : starts[e + 1]]: SENDs of event e. A point saw a send if the byte came there
-    after it and before the next one, or as often as it was sent until then: late, and sent again for nothing.
+    other followed it, else both are -1. points: STEP, those of a way in the order of its path; clocks: FLOW_CLOCK;
+    sends[starts[e] : starts[e + 1]]: SENDs of event e, sorted by time.
     """
+    room = 1
+    for e in range(len(events)):
+        room = max(room, starts[e + 1] - starts[e] + 1)
+    all_times, all_came = np.empty(room, np.int64), np.empty(room, np.bool_)
     for e in range(len(events)):
         event = events[e]
         way = ways[event["way"]]
+        sender = clocks[way["flow"]]
         begin, end = starts[e], starts[e + 1]
-        next_send = FOREVER
+        is_again = event["previous_ts"] != NEVER
+        own, count = -1, 0
         for k in range(begin, end):
-            if sends[k]["flow"] == way["flow"] and sends[k]["ts"] > event["ts"]:
-                next_send = min(next_send, sends[k]["ts"])
+            if sends[k]["flow"] == way["flow"]:
+                if is_again and count == 0 and sends[k]["ts"] >= event["ts"]:
+                    all_times[0] = event["previous_ts"]
+                    count = 1
+                if sends[k]["ts"] <= event["ts"]:
+                    own = count
+                all_times[count] = sends[k]["ts"]
+                count += 1
+        times, came = all_times[:count], all_came[:count]
+        is_last = own == count - 1
         found[e, :] = -1
-        if event["previous_ts"] == NEVER:
+        if not is_again:
             found[e, 1] = way["flow"]
-        sent = came_at(sends, begin, end, way["flow"], NEVER, next_send)
         is_behind = False
         for p in range(way["first_point"], way["last_point"]):
             flow = points[p]["flow"]
+            clock = clocks[flow]
             if flow == way["flow"]:
                 is_behind = True
-                if event["previous_ts"] != NEVER:
+                if is_again:
                     found[e, 0] = flow
-                found[e, 2] = flow
+                if is_last:
+                    found[e, 2] = flow
                 continue
-            if not is_behind:
+            if not is_behind or own < 0:
                 continue
-            all_came = came_at(sends, begin, end, flow, NEVER, next_send) >= sent
-            if event["previous_ts"] != NEVER:
-                if all_came or came_at(sends, begin, end, flow, event["previous_ts"], event["ts"]):
+            slack = sender["bound"] + clock["bound"] if clock["node"] != sender["node"] else 0
+            match(sends, begin, end, flow, slack, times, came)
+            if is_again:
+                if came[own - 1]:
                     found[e, 0], found[e, 1] = flow, -1
                 elif found[e, 1] < 0:
                     found[e, 1] = flow
-            if all_came or came_at(sends, begin, end, flow, event["ts"], next_send) or last_seen[flow] <= event["ts"]:
-                found[e, 2], found[e, 3] = flow, -1
-            elif found[e, 3] < 0:
-                found[e, 3] = flow
-        if next_send != FOREVER:
-            found[e, 2:] = -1
+            if is_last:
+                if came[own] or clock["last_seen"] <= event["ts"] + slack:
+                    found[e, 2], found[e, 3] = flow, -1
+                elif found[e, 3] < 0:
+                    found[e, 3] = flow

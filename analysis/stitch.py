@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.clocks import Offset, clock_offsets, corrected
+from analysis.clocks import Offset, bounds, clock_offsets, corrected
 from analysis.connections import connections_of
 from analysis.lake import committed_files
 from analysis.layout import UDP
-from analysis.losses import events_of, losses, points_passed
+from analysis.losses import FLOW_CLOCK, events_of, losses, points_passed
 from analysis.paths import by_packet, hops, paths, seen_packets
 from analysis.schemas import NAME, TABLES
 from analysis.sightings import flow_facts, numbers, read_packets, uid_numbers
@@ -93,8 +93,10 @@ def stitch(root: Path) -> Stitched:
     sender_flow = _sender_flows(flows, facts, connection, flipped, position)
     events, ways, flow_ways = _events(retransmits, facts, connection, flipped, sender_flow, offsets)
     points = points_passed(seen, steps, facts["mask"])
-    last_seen = corrected(facts["last_seen"], node, offsets)
-    located = losses(events, ways, points, carried, flow_ways, last_seen)
+    clocks = np.empty(len(facts), FLOW_CLOCK)
+    clocks["last_seen"] = corrected(facts["last_seen"], node, offsets)
+    clocks["bound"], clocks["node"] = bounds(node, offsets), node
+    located = losses(events, ways, points, carried, flow_ways, clocks)
     primary = _primary_flows(flows, facts, connection, flipped, position)
     return Stitched(
         flows,

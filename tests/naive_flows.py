@@ -98,6 +98,8 @@ class Flow:
         """Whether `p`, of the same 5-tuple, begins another flow."""
         if p.protocol == UDP:
             return p.ts - self.last_seen > 60 * SECOND
+        if self.is_answer_to_unseen(p):
+            return True
         if p.flags & (SYN | ACK | RST | FIN) != SYN:
             return p.ts - self.last_seen > 300 * SECOND
         if p.src in self.syns:
@@ -107,6 +109,12 @@ class Flow:
         answers_it = [self.firsts[p.src].seq] if p.src in self.firsts else []
         answers_it += [self.firsts[p.dst].ack] if p.dst in self.firsts else []
         return self.closed or (p.seq + 1) % WRAP not in answers_it
+
+    def is_answer_to_unseen(self, p: Packet) -> bool:
+        """Whether a SYN-ACK after the end of the connection answers a SYN that did not pass here."""
+        repeats = p.src in self.firsts and self.firsts[p.src].seq == p.seq
+        answers = p.dst in self.syns and (self.syns[p.dst] + 1) % WRAP == p.ack
+        return p.flags & (SYN | ACK | RST | FIN) == SYN | ACK and self.closed and not repeats and not answers
 
     def _write(self, p: Packet, letter: str) -> None:
         self.history += letter if p.src == self.orig else letter.lower()
@@ -228,7 +236,7 @@ def flows(packets: Iterable[Packet]) -> list[Flow]:
         key = (p.protocol, frozenset((p.src, p.dst)))
         flow = current.get(key)
         if flow is None or flow.is_over(p):
-            is_new = flow is None or p.protocol == UDP or p.flags & (SYN | ACK | RST | FIN) == SYN
+            is_new = flow is None or p.protocol == UDP or p.flags & (SYN | RST | FIN) == SYN
             flow = current[key] = Flow(p) if is_new else flow.goes_on_after_idle_time(p)
             found.append(flow)
         flow.add(number, p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -109,7 +110,7 @@ def locate(
     events: Sequence[Any],
     ways: Sequence[Any],
     paths: Sequence[Sequence[int]],
-    last_seen: Sequence[int],
+    clocks: Sequence[Any],
     sends: Sequence[tuple[int, int, int]],
 ) -> list[list[int]]:
     """For each event [last point, next point] of the send before it, and of its own if it was the last send."""
@@ -121,23 +122,38 @@ def locate(
         for of_event, flow, ts in sends:
             if of_event == number:
                 times[flow].append(ts)
-        later = [ts for ts in times[nearest] if ts > event["ts"]]
-        end = min(later, default=1 << 62)
-        sent = sum(ts < end for ts in times[nearest])
+        sent = sorted(times[nearest])
+        before = [ts for ts in sent if ts < event["ts"]][-1:]
 
-        def saw(flow: int, since: int, until: int) -> bool:
-            all_came = sum(ts < end for ts in times[flow]) >= sent  # noqa: B023
-            return flow == nearest or all_came or any(since <= ts < until for ts in times[flow])  # noqa: B023
+        def slack(flow: int) -> int:
+            one, other = clocks[nearest], clocks[flow]  # noqa: B023
+            return int(one["bound"] + other["bound"]) if one["node"] != other["node"] else 0
+
+        def came(flow: int) -> Collection[int]:
+            return sent if flow == nearest else latest_sends(sent, times[flow], slack(flow))  # noqa: B023
 
         def ends(points: list[int]) -> list[int]:
             last = points[-1] if points else -1
             behind = path[path.index(last) + 1 :] if points else []  # noqa: B023
             return [last, behind[0] if behind else -1]
 
-        if event["previous_ts"] == NEVER:
-            before = [-1, nearest]
-        else:
-            before = ends([flow for flow in path if saw(flow, int(event["previous_ts"]), int(event["ts"]))])
-        own = [flow for flow in path if saw(flow, int(event["ts"]), end) or last_seen[flow] <= event["ts"]]
-        found.append([*before, *([-1, -1] if later else ends(own))])
+        own = [f for f in path if event["ts"] in came(f) or clocks[f]["last_seen"] <= event["ts"] + slack(f)]
+        found.append(
+            [
+                *([-1, nearest] if event["previous_ts"] == NEVER else ends([f for f in path if before[0] in came(f)])),
+                *([-1, -1] if sent[-1] > event["ts"] else ends(own)),
+            ]
+        )
     return found
+
+
+def latest_sends(sent: Sequence[int], seen: Sequence[int], slack: int) -> Collection[int]:
+    """The latest sends that may be what was seen: each of those comes from one of them, before it."""
+    possible = [
+        sorted((ts for ts, _ in pairs), reverse=True)
+        for count in range(min(len(sent), len(seen)) + 1)
+        for chosen in itertools.combinations(sent, count)
+        for pairs in (tuple(zip(chosen, order, strict=True)) for order in itertools.permutations(seen, count))
+        if all(ts <= at + slack for ts, at in pairs)
+    ]
+    return max(possible)

@@ -67,7 +67,10 @@ def conversation(random_: random.Random, protocol: int) -> list[Packet]:
     """A connection as it might be captured: from its middle on, with losses, repeats, resets, ports used again."""
     client = (random_.randrange(1, 4), random_.choice((40000, 40001, 50)))
     server = (random_.randrange(4, 7), random_.choice((80, 53, 45000)))
-    now, seqs = 10**18 + random_.randrange(100) * SECOND, {client: random_.randrange(1 << 32), server: 5}
+    now, seqs = (
+        10**18 + random_.randrange(100) * SECOND,
+        {client: random_.randrange(1 << 32), server: random_.choice((5, 900))},
+    )
     script: list[tuple[naive_flows.End, int, int]] = []
     if random_.random() < 0.8:
         script += [(client, SYN, 0), (server, SYN | ACK, 0), (client, ACK, 0)]
@@ -96,6 +99,8 @@ def conversation(random_: random.Random, protocol: int) -> list[Packet]:
         )  # fmt: skip
         seqs[side] = (seqs[side] + length + bool(flags & (SYN | FIN))) % (1 << 32)
         packets += [packet] * random_.choice((0, 1, 1, 1, 1, 1, 1, 2))
+    if random_.random() < 0.2:  # behind NAT, one side's packets may pass elsewhere
+        packets = [packet for packet in packets if packet.src == server]
     return [replace(packet, ts=packet.ts + place) for place, packet in enumerate(packets)]
 
 
@@ -152,6 +157,19 @@ def test_chunks_do_not_show() -> None:
         parts, parted = assign(packets, chunk=3)
         assert groups(whole["flow_uid"]) == groups(parts["flow_uid"])
         assert sorted(map(repr, rows)) == sorted(map(repr, parted))
+
+
+def test_answers_alone_tell_one_connection_from_the_next() -> None:
+    """Between two NATs only the answers have these addresses; their client used a port again."""
+    server, client = (1, 8080), (2, 40000)
+    flags = (SYN | ACK, ACK, FIN | ACK, FIN | ACK)
+    packets = [
+        Packet(connection * SECOND + step, TCP, server, client, 0, flag, first + (flag != SYN | ACK), 10 + connection)
+        for connection, first in ((1, 500), (2, 900))
+        for step, flag in enumerate(flags)
+    ]
+    made, _ = assign(packets)
+    assert groups(made["flow_uid"]) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_another_vlan_or_direction_is_another_observation_of_the_connection() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import losses_kernels, paths_kernels, sightings_kernels
-from analysis.losses import EVENT, EVENT_WAY, SEND, events_of
+from analysis.losses import EVENT, EVENT_WAY, FLOW_CLOCK, SEND, events_of
 from analysis.paths import SEEN, STEP, by_packet
 from analysis.sightings import CARRIED, FLOW_FACTS, SIGHTING
 from tests import naive_stitch as naive
@@ -127,13 +127,16 @@ def test_losses_are_located(seed: int) -> None:
     for ts in times:
         for hop in range(int(choice.integers(0, len(path) + 1))):
             if choice.random() < 0.9 or path[hop] == nearest:
-                sends.append((int(path[hop]), ts + hop * int(choice.integers(1, 40))))
+                sends.append((int(path[hop]), ts + hop * int(choice.integers(-5, 80))))
     sends = [each for each in sends if each[0] != nearest] + [(nearest, ts) for ts in times]
+    sends.sort(key=lambda each: each[1])
     of_both = [(event, flow, ts) for event in (0, 1) for flow, ts in sends]
-    last_seen = choice.integers(0, 500, 5)
+    clocks = np.zeros(5, FLOW_CLOCK)
+    clocks["last_seen"], clocks["node"] = choice.integers(0, 500, 5), choice.integers(0, 2, 5)
+    clocks["bound"] = choice.integers(0, 2, 2)[clocks["node"]] * 30
     found = np.empty((2, 4), np.int32)
     rows = np.zeros(len(of_both), SEND)
     rows[["event", "flow", "ts"]] = of_both
     starts = np.array([0, len(sends), 2 * len(sends)])
-    losses_kernels.locate(events, ways, points, last_seen, rows, starts, found)
-    assert found.tolist() == naive.locate(events, ways, [path.tolist()], last_seen.tolist(), of_both)
+    losses_kernels.locate(events, ways, points, clocks, rows, starts, found)
+    assert found.tolist() == naive.locate(events, ways, [path.tolist()], clocks, of_both)

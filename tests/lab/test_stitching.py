@@ -204,24 +204,21 @@ def test_every_connection_through_a_service_knows_its_backend(cni: str, proxy: s
         )
         .to_dict("records")
     )
-    by_client = {(row["protocol"], row["orig_ip"], row["orig_port"]): row for row in found}
-    expected = {
-        (protocol, answer.own_ip, answer.own_port): (backends[answer.pod], answer.seen_ip, answer.pod)
+    expected = Counter(
+        (protocol, answer.own_ip, answer.own_port, backends[answer.pod], answer.seen_ip, answer.pod)
         for protocol, answer in answers
-    }
-    told = {
-        key: (row["backend_ip"], row["seen_ip"], row["backend_pod"])
-        for key, row in by_client.items()
-        if key in expected
-    }
-    assert told == expected
-    assert Counter(row["protocol"] for row in found) == Counter(protocol for protocol, *_ in expected)
+    )
+    for key in expected:
+        if key[0] == "UDP":
+            expected[key] = 1  # from a port that was used before, it is the same connection
+    assert Counter(tuple(row.values()) for row in found) == expected
+    told = {key[:4] for key in expected}
     translated = {
-        (each.protocol.upper(), *each.original[:2]): each.reply[0]
+        (each.protocol.upper(), *each.original[:2], each.reply[0])
         for each in tracked
         if each.reply[0] in backends.values() and each.original[2] not in backends.values()
     }
-    compared = translated.keys() & expected.keys()
-    assert {key: told[key][0] for key in compared} == {key: translated[key] for key in compared}
-    print(f"{cni} {proxy}: {len(expected)} connections, {len(compared)} of them in conntrack -L")
-    assert len(compared) >= len(expected) / 3
+    compared = {each for each in translated if each[:3] in {key[:3] for key in told}}
+    assert compared <= told
+    print(f"{cni} {proxy}: {len(answers)} connections, {len(compared)} of them in conntrack -L")
+    assert len(compared) >= len(answers) / 3
