@@ -396,8 +396,8 @@ def test_killed_at_any_time_it_leaves_whole_segments_and_the_next_start_seals_th
     assert agent.stop() == 0
     manifests = agent.manifests()
     salvaged = sum(manifest["salvaged"] for manifest in manifests)
-    print(f"{KILLS} kills, {number:,} packets sent: {len(manifests):,} segments, {salvaged:,} of them salvaged;", end=" ")
-    print(f"of the worst tail {worst_tail_s:.2f} s are lost")
+    print(f"{KILLS} kills, {number:,} packets: {len(manifests):,} segments, {salvaged:,} of them salvaged")
+    print(f"lost of the worst tail: {worst_tail_s:.2f} s")
     assert salvaged >= KILLS / 2
     assert [path for path in agent.root.rglob("*.part")] == []
     paths = [manifest["path"].with_suffix(".pcap") for manifest in manifests]
