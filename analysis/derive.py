@@ -20,11 +20,13 @@ def derive(root: Path, identities: Identities) -> None:
     if not _has_several_points(root):
         lake.derive(root, {})
         return
-    from analysis.stitch import stitch  # what one capture of one interface can do without
+    from analysis.endpoint_checks import add_endpoints  # what one capture of one interface can do without
+    from analysis.stitch import stitch
     from analysis.stitched_tables import derived_tables
 
     tables = derived_tables(stitch(root))
-    tables["connections"] = add_identities(identities, "connections", tables["connections"])
+    named = add_identities(identities, "connections", tables["connections"])
+    tables["connections"] = add_endpoints(identities.endpoints, named)
     lake.derive(root, tables)
 
 
