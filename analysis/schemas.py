@@ -301,6 +301,26 @@ GAPS: Final = Table(
     time=None,
 )
 
+COVERAGE: Final = Table(
+    "coverage",
+    "a time in which the same is true of what was recorded at a node: rows of a node follow each other without holes, so that any second lies in one or more; not a row a second, since what was dropped is counted by the segment, and nobody knows when in it",
+    (
+        CLUSTER,
+        Column("node", NAME, "the node", null="of kind journal: every node"),
+        Column("start", TIME, "since when (inclusive)"),
+        Column("end", TIME, "until when (exclusive)"),
+        Column("kind", NAME, "recorded; dropped (recorded, but packets were dropped sometime in it); unreported (recorded, and what was dropped is not known); cut_out (only packets of some addresses are there); damaged (a file is cut short, or was altered); or nothing: stopped (its agent was not running, until it was started again), crashed (the same, and it had not ended in good order), not_written (it could not write), evicted, not_collected, missing (nobody says why), unknown (no file of a capture of no agent tells of it); or journal (pods may have come and gone unseen)"),
+        Column("complete", pa.bool_(), "all that there was is there; of kind journal, of the cluster's changes", null="not known"),
+        Column("packets", pa.int64(), "packets recorded; of kind evicted, that there were", "packets", null="none, or not known"),
+        *(
+            Column(f"drops_{reason}", pa.int64(), f"as segments.drops_{reason}", "packets", null="not known")
+            for reason in ("kernel", "libpcap", "disk", "interface", "policy")
+        ),
+        Column("reason", TEXT, "more about it, in words", null="nothing to add"),
+    ),
+    time=None,
+)
+
 IDENTITIES: Final = Table(
     "identities",
     "one owner of one address during one interval; those whose intervals cover the time are the candidates of an `ambiguous` answer",
@@ -465,7 +485,7 @@ CLOCKS: Final = Table(
     time=None,
 )
 
-DERIVED: Final = (CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
+DERIVED: Final = (COVERAGE, CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
 """Tables that are made of the others, and anew when those change."""
 
 TABLES: Final = {
