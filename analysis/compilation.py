@@ -25,7 +25,7 @@ from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
 from analysis.flows import Flows, one_way_icmp
 from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
 from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
-from analysis.losses import EVENT, EVENT_WAY, losses
+from analysis.losses import EVENT, EVENT_WAY, FLOW_CLOCK, losses
 from analysis.packet_rows import PacketRows
 from analysis.packet_rows_kernels import split
 from analysis.packets import decode_packets
@@ -125,7 +125,7 @@ def _paths() -> None:
 def _losses() -> None:
     events, ways = np.zeros(0, EVENT), np.zeros(0, EVENT_WAY)
     nothing = np.zeros((0, 2), np.int32)
-    losses(events, ways, np.zeros(0, STEP), np.zeros(0, CARRIED), nothing, NUMBERS)
+    losses(events, ways, np.zeros(0, STEP), np.zeros(0, CARRIED), nothing, np.zeros(0, FLOW_CLOCK))
 
 
 PARTS: Final[tuple[Callable[[], None], ...]] = (
