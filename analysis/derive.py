@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from analysis import columns, lake
 from analysis.coverage import coverage_rows
+from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
 from analysis.recordings import plain_rows, rows_of
 from analysis.schemas import COVERAGE, GAPS, SEGMENTS
@@ -26,10 +27,13 @@ def derive(root: Path, identities: Identities) -> None:
         return
     tables = {COVERAGE.name: coverage_of(root)}
     if _has_several_points(root):
-        from analysis.stitch import stitch  # what one capture of one interface can do without
+        from analysis.interfaces_seen import with_interfaces  # what one capture of one interface can do without
+        from analysis.stitch import stitch
         from analysis.stitched_tables import derived_tables
 
-        tables |= derived_tables(stitch(root))
+        stitched = stitch(root)
+        stitched.flows = with_interfaces(stitched.flows, list(known_interfaces(root)), identities)
+        tables |= derived_tables(stitched)
         tables["connections"] = add_identities(identities, "connections", tables["connections"])
     lake.derive(root, tables)
 
