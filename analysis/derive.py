@@ -27,14 +27,16 @@ def derive(root: Path, identities: Identities) -> None:
         return
     tables = {COVERAGE.name: coverage_of(root)}
     if _has_several_points(root):
-        from analysis.interfaces_seen import with_interfaces  # what one capture of one interface can do without
+        from analysis.endpoint_checks import add_endpoints  # what one capture of one interface can do without
+        from analysis.interfaces_seen import with_interfaces
         from analysis.stitch import stitch
         from analysis.stitched_tables import derived_tables
 
         stitched = stitch(root)
         stitched.flows = with_interfaces(stitched.flows, list(known_interfaces(root)), identities)
         tables |= derived_tables(stitched)
-        tables["connections"] = add_identities(identities, "connections", tables["connections"])
+        named = add_identities(identities, "connections", tables["connections"])
+        tables["connections"] = add_endpoints(identities.endpoints, named)
     lake.derive(root, tables)
 
 

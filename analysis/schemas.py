@@ -347,6 +347,43 @@ IDENTITIES: Final = Table(
     time=None,
 )
 
+ENDPOINTS: Final = Table(
+    "endpoints",
+    "one address and port that was an endpoint of a service, in one state, during one interval, as EndpointSlices tell; start and held, kept and end differ where a change was not seen when it was made",
+    (
+        Column("cluster", NAME, "cluster that it is in", null="not told: any"),
+        Column("namespace", NAME, "namespace of the service"),
+        Column("service", NAME, "the service"),
+        Column("ip", NAME, "the address"),
+        Column("port", pa.uint16(), "the port there, not that of the service"),
+        Column("port_name", NAME, "name of the port", null="it has none"),
+        Column("protocol", NAME, "TCP, UDP or SCTP"),
+        Column("pod", NAME, "the pod", null="not a pod"),
+        Column("pod_uid", NAME, "UID of the pod", null="not a pod"),
+        Column("node", NAME, "node on which it is", null="not told"),
+        Column("ready", pa.bool_(), "new connections are for it"),
+        Column("serving", pa.bool_(), "it answers, whether or not it is on its way out"),
+        Column("terminating", pa.bool_(), "it is on its way out"),
+        Column("start", TIME, "since when, at the earliest (inclusive)", null="nothing bounds it"),
+        Column("held", TIME, "since when for certain: when the journal heard of it, or of all endpoints; the moment of a dump"),
+        Column("kept", TIME, "until when for certain (exclusive): when the journal heard of its end, or of the last of all endpoints; the moment of a dump"),
+        Column("end", TIME, "until when, at the latest (exclusive)", null="no end known"),
+    ),
+    time=None,
+)
+
+ENDPOINTS_KNOWN: Final = Table(
+    "endpoints_known",
+    "one time in which all endpoints were known: what the table endpoints does not have then, was none",
+    (
+        Column("cluster", NAME, "cluster of which", null="not told: any"),
+        Column("namespace", NAME, "namespace of which", null="all namespaces"),
+        Column("start", TIME, "since when (inclusive)"),
+        Column("end", TIME, "until when (exclusive); of a dump its moment, as start"),
+    ),
+    time=None,
+)
+
 CONNECTIONS: Final = Table(
     "connections",
     "one transport connection, whatever points and NATs its packets went past: derived from flows and packets, made anew when more is analysed; empty where there is one observation point only",
@@ -371,6 +408,10 @@ CONNECTIONS: Final = Table(
         *identity_columns("orig", "orig"),
         *identity_columns("resp", "resp"),
         *identity_columns("backend", "the backend"),
+        Column("endpoint", NAME, "what the backend was to the service at first_seen, as EndpointSlices tell: ready, terminating, not_ready, removed (no endpoint any more), not_yet (none, as far as was seen, but later), never (as far as was seen), or unknown (the journal did not see it, or can't tell)", null="not to a service and its backend, as far as was seen; without a service's address: the backend was no endpoint of any, or a node opened it, as for probes"),
+        Column("endpoint_of", NAME, "the service, as namespace/name; without a service's address, one of which the backend is an endpoint: of several the best, then the first by name", null="endpoint is null"),
+        Column("endpoint_pod", NAME, "the pod that was the endpoint", null="endpoint is null, never or unknown, or was not a pod"),
+        Column("endpoint_removed_ns", pa.int64(), "how long before first_seen the journal heard that the endpoint was removed", "ns", null="endpoint is not removed, or nobody saw when: that was in a gap of the journal, or one came after"),
     ),
     time=None,
 )
@@ -452,6 +493,7 @@ DERIVED: Final = (COVERAGE, CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
 TABLES: Final = {
     table.name: table
     for table in (
-        PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, INTERFACES, NODE_COUNTERS, GAPS, IDENTITIES, *DERIVED
+        PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, INTERFACES, NODE_COUNTERS, GAPS,
+        IDENTITIES, ENDPOINTS, ENDPOINTS_KNOWN, *DERIVED
     )
 }

@@ -1,4 +1,4 @@
-"""The foot of a report: what was left out, the window, how complete the data is, and the zone of its times."""
+"""The foot of a report: what was left out, the window, what went astray, how complete the data is, and the zone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from analysis.reports.completeness import completeness, why_empty
 from analysis.reports.filters import Filters
 from analysis.reports.report import REPORTS, Report
+from analysis.reports.stale import stale_connections
 from analysis.reports.window import Window
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def foot(lake: Lake, report: Report, name: str, window: Window, filters: Filters
     if not window.is_everything:
         by_the_minute = name not in ("dns", "coverage") and not window.is_whole_minutes
         notes.append(f"active from {window}" + by_the_minute * "; a minute that is partly inside counts whole")
+    if name == "flows":
+        notes += stale_connections(lake, window, filters)
     return [*notes, *completeness(lake, window).notes(_counted(report, name)), "times in UTC"]
 
 
