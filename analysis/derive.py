@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from analysis import columns, lake
 from analysis.coverage import coverage_rows
+from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
 from analysis.recordings import plain_rows, rows_of
 from analysis.schemas import COVERAGE, GAPS, SEGMENTS
@@ -27,10 +28,13 @@ def derive(root: Path, identities: Identities) -> None:
     tables = {COVERAGE.name: coverage_of(root)}
     if _has_several_points(root):
         from analysis.endpoint_checks import add_endpoints  # what one capture of one interface can do without
+        from analysis.interfaces_seen import with_interfaces
         from analysis.stitch import stitch
         from analysis.stitched_tables import derived_tables
 
-        tables |= derived_tables(stitch(root))
+        stitched = stitch(root)
+        stitched.flows = with_interfaces(stitched.flows, list(known_interfaces(root)), identities)
+        tables |= derived_tables(stitched)
         named = add_identities(identities, "connections", tables["connections"])
         tables["connections"] = add_endpoints(identities.endpoints, named)
     lake.derive(root, tables)

@@ -60,5 +60,7 @@ def point_columns(prefix: str, what: str, null: str = "") -> tuple[Column, ...]:
     return (
         Column(f"{prefix}_node", NAME, f"{what}: the node", null=null),
         Column(f"{prefix}_interface", NAME, "its interface", null=null or "the capture does not name interfaces"),
+        Column(f"{prefix}_kind", NAME, "what that is: veth, bridge, vxlan, geneve, ipip, uplink (hardware, or a node's way out) ...", null="no manifest tells of it"),
+        Column(f"{prefix}_pod", NAME, "the pod behind it, as namespace/name", null="none, or not known"),
         Column(f"{prefix}_encapsulation", NAME, "the tunnel that the packets were in there", null="not tunnelled"),
     )

@@ -403,6 +403,8 @@ CONNECTIONS: Final = Table(
         Column("flows", pa.int32(), "flows that are this connection", "flows"),
         Column("path", pa.list_(pa.string()), "the points that orig's packets passed, in order, as node/interface (and the tunnel there)"),
         Column("return_path", pa.list_(pa.string()), "the points that resp's packets passed, in order"),
+        Column("path_kinds", pa.list_(pa.string()), "kinds of the interfaces of path, as hops.from_kind, in the same order; null where not known"),
+        Column("return_path_kinds", pa.list_(pa.string()), "the same of return_path"),
         *identity_columns("orig", "orig"),
         *identity_columns("resp", "resp"),
         *identity_columns("backend", "the backend"),
