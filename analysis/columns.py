@@ -6,7 +6,7 @@ Made of buffers: pa.array() would load pandas first, if that is installed, which
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from analysis.columns_kernels import number_values
 from analysis.layout import ENCAPSULATION_NAMES
-from analysis.schemas import NAME, TABLES, TIME, identity_columns
+from analysis.schemas import NAME, TABLES, TIME, Table, identity_columns
 
 if TYPE_CHECKING:
     Column: TypeAlias = pa.Array[Any]
@@ -87,7 +87,10 @@ def text(content: Any, ends: npt.NDArray[np.int32], validity: pa.Buffer | None =
 
 
 def values(found: Sequence[Any], type_: pa.DataType) -> Column:
-    """A column of any of the schemas' types, but lists, from Python's values or None."""
+    """A column of any of the schemas' types from Python's values or None; a list is never null, but may be empty."""
+    if pa.types.is_list(type_):
+        ends = np.cumsum([0, *(len(value or ()) for value in found)], dtype=np.int32)
+        return lists(ends, values([part for value in found for part in value or ()], type_.value_type))
     if type_ == NAME:
         words = list(dict.fromkeys(word for word in found if word is not None))
         place = {word: number for number, word in enumerate(words)} | {None: -1}
@@ -97,6 +100,19 @@ def values(found: Sequence[Any], type_: pa.DataType) -> Column:
     validity = bitmap(np.array([value is not None for value in found], np.bool_))
     plain = np.array([value or 0 for value in found], np.int64)
     return flags(plain, validity) if type_ == pa.bool_() else numbers(plain, type_, validity)
+
+
+def lists(ends: npt.NDArray[np.int32], content: Column) -> Column:
+    """Lists: the i-th is content[ends[i]:ends[i + 1]]."""
+    return pa.ListArray.from_arrays(numbers(ends, pa.int32()), content)
+
+
+def table_of(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of a table from Python's; a column that a row does not have is null."""
+    found: dict[str, Column] = {}
+    for column in table.columns:
+        found[column.name] = values([row.get(column.name) for row in rows], column.type)
+    return to_table(table.name, found)
 
 
 def fixed_text(content: npt.NDArray[np.uint8], width: int) -> Column:
