@@ -160,6 +160,12 @@ def fixed_text(content: npt.NDArray[np.uint8], width: int) -> Column:
     return text(content.data, np.arange(0, len(content) + 1, width, dtype=np.int32))
 
 
+def repeated(word: str, count: int) -> Column:
+    """The same string in every row."""
+    content = word.encode()
+    return text(content * count, np.arange(count + 1, dtype=np.int32) * np.int32(len(content)))
+
+
 def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """(ordinal of each value among the distinct ones, where each distinct one is first seen)."""
     count = len(low)

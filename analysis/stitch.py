@@ -124,7 +124,7 @@ def _read(root: Path, table: str, names: Sequence[str], order: Sequence[str]) ->
     for file in committed_files(root, table):
         rows = pq.ParquetFile(file).read(list(names)).cast(schema)
         node = unquote(file.parent.name.partition("=")[2])
-        parts.append(rows.append_column("node", columns.texts([node] * len(rows))))
+        parts.append(rows.append_column("node", columns.repeated(node, len(rows))))
     found = pa.concat_tables(parts)
     return found.take(pc.sort_indices(found, sort_keys=[(name, "ascending") for name in order]))
 
