@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.int64]
 Networks = Mapping[str, Sequence[Sandbox]]
+Clock = Callable[[Integers], Integers]
+"""Times as another clock told them."""
 
 ANSWERS: Final = ("identity", "namespace", "pod", "pod_uid", "workload", "workload_kind", "service", "node")
 
@@ -84,32 +86,45 @@ def load_identities(
     return Identities(table, lives.blind(), endpoints), problems
 
 
-def add_identities(identities: Identities, table_name: str, table: pa.Table, cluster: str | None = None) -> pa.Table:
+def add_identities(
+    identities: Identities,
+    table_name: str,
+    table: pa.Table,
+    cluster: str | None = None,
+    other_clock: Clock | None = None,
+) -> pa.Table:
     """`table` with its identity columns filled or replaced, in the order and types of schemas.TABLES[table_name].
 
-    Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which. Tables
-    without identity columns come back as they are.
+    Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which; who was
+    another one by the `other_clock` is ambiguous. Tables without identity columns come back as they are.
     """
     if table_name not in _SIDES:
         return table
     if "cluster" not in table.column_names:
-        return _named(identities, table_name, table.append_column("cluster", _repeated(cluster, len(table))), cluster)
+        table = table.append_column("cluster", _repeated(cluster, len(table)))
+        return _named(identities, table_name, table, cluster, other_clock)
     names = table["cluster"].to_pylist()
     clusters = list(dict.fromkeys(names)) or [None]
     if len(clusters) == 1:
-        return _named(identities, table_name, table, clusters[0])
+        return _named(identities, table_name, table, clusters[0], other_clock)
     rows = [np.array([row for row, name in enumerate(names) if name == each]) for each in clusters]
-    parts = [_named(identities, table_name, table.take(each), name) for each, name in zip(rows, clusters, strict=True)]
+    parts = [
+        _named(identities, table_name, table.take(each), name, other_clock)
+        for each, name in zip(rows, clusters, strict=True)
+    ]
     return pa.concat_tables(parts).unify_dictionaries().take(np.argsort(np.concatenate(rows)))
 
 
-def _named(identities: Identities, table_name: str, table: pa.Table, cluster: str | None) -> pa.Table:
+def _named(
+    identities: Identities, table_name: str, table: pa.Table, cluster: str | None, other_clock: Clock | None
+) -> pa.Table:
     """The rows of one cluster."""
     time, sides, protocol_of = _SIDES[table_name]
     protocol = _dictionary(protocol_of(table))
     filled: dict[str, Column] = {name: table[name] for name in table.column_names}
     for side in sides:
-        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time], cluster)
+        ip, port = table[f"{side}_ip"], table[f"{side}_port"]
+        answers = identities.identify(ip, port, protocol, table[time], cluster, other_clock)
         filled.update({f"{side}_{name}": answer for name, answer in answers.items()})
     schema = pa.schema([field for field in schemas.TABLES[table_name].schema if field.name in filled])
     return pa.Table.from_arrays([filled[field.name] for field in schema], schema=schema)
@@ -161,18 +176,23 @@ class Identities:
         protocol: Column,
         ts: Column,
         cluster: str | None = None,
+        other_clock: Clock | None = None,
     ) -> dict[str, Words]:
         """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
 
         Owners in other clusters than `cluster` don't count; None: those of all do. `ip` and `protocol` (in any case)
         are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are of one length, and all but `ts`
-        may be null. An owner of the very port is preferred to one of the address.
+        may be null. An owner of the very port is preferred to one of the address. Who was another one by the
+        `other_clock` is ambiguous.
         """
         if not len(self.table):
             return _nobody(len(ip))
-        nanoseconds = _numpy(_array(ts).cast(pa.timestamp("ns", tz="UTC")).view(pa.int64()), 0)
+        nanoseconds = columns.plain(ts.cast(pa.timestamp("ns", tz="UTC")))
         lookup = self._lookup(cluster)
-        owner = lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
+        asked = _dictionary(ip), _numpy(port, -1), _dictionary(protocol)
+        owner = lookup.owners(*asked, nanoseconds)
+        if other_clock:
+            owner[owner != lookup.owners(*asked, other_clock(nanoseconds))] = _AMBIGUOUS
         return _answers(lookup.names, owner)
 
     def _lookup(self, cluster: str | None) -> _Lookup:
@@ -188,7 +208,7 @@ class _Lookup:
 
     def __init__(self, rows: list[Ownership]) -> None:
         owners = [row for row in rows if not row.is_range]
-        self._ips = pa.array(sorted({row.ip for row in owners}), pa.string())
+        self._ips = columns.texts(sorted({row.ip for row in owners}))
         numbers = {ip: number for number, ip in enumerate(self._ips.to_pylist())}
         names: dict[tuple[str | None, ...], int] = {name: at for at, name in enumerate(_NAMELESS)}
         of_address, of_port = [], []
@@ -226,7 +246,7 @@ class _Lookup:
         occurs = np.zeros(len(words) + 1, np.bool_)
         occurs[index] = True
         used = np.flatnonzero(occurs[:-1])
-        kinds[used] = self._ranges.classify(words.take(used).to_pylist())
+        kinds[used] = self._ranges.classify(words.take(columns.array(used)).to_pylist())
         return kinds[index]
 
 
@@ -281,11 +301,13 @@ def _answers(names: pa.Table, owner: Integers) -> dict[str, Words]:
     occurs = np.zeros(len(names), np.bool_)
     occurs[owner] = True
     place = (np.cumsum(occurs) - 1)[owner]
-    used = names.take(np.flatnonzero(occurs))
-    answers = {}
+    used = names.take(columns.array(np.flatnonzero(occurs)))
+    answers: dict[str, Words] = {}
     for name in ANSWERS:
-        column = used[name].combine_chunks().dictionary_encode()
-        answers[name] = pa.DictionaryArray.from_arrays(column.indices.take(place), column.dictionary)
+        column: Any = used[name].combine_chunks().dictionary_encode()
+        index = columns.plain(column.indices, -1)[place]
+        named: Any = columns.names(index, column.dictionary, columns.bitmap(index >= 0))
+        answers[name] = named
     return answers
 
 
@@ -305,18 +327,13 @@ def _nobody(length: int) -> dict[str, Words]:
     return dict.fromkeys(ANSWERS, _repeated(None, length)) | {"identity": _repeated("unknown", length)}
 
 
-def _array(column: Column) -> Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _dictionary(column: Column) -> Words:
     words: Any = column.unify_dictionaries().combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return words if isinstance(words, pa.DictionaryArray) else words.dictionary_encode()
 
 
-def _numpy(column: Array, null: int) -> Integers:
-    numbers: Integers = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
-    return numbers
+def _numpy(column: Column, null: int) -> Integers:
+    return columns.plain(column.cast(pa.int64()), null)
 
 
 def _to_table(rows: Sequence[Ownership]) -> pa.Table:
@@ -330,15 +347,15 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
     }
     schema = schemas.IDENTITIES.schema
     values = {name: special.get(name, attrgetter(name)) for name in schema.names}
-    made = [pa.array([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
+    made = [columns.values([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
     return pa.table(made, schema=schema)
 
 
 def _from_table(table: pa.Table) -> list[Ownership]:
-    starts = _numpy(_array(table["start"]), BEGINNING_NS).tolist()
-    held = _numpy(_array(table["held"]), BEGINNING_NS).tolist()
-    kept = _numpy(_array(table["kept"]), NO_END_NS).tolist()
-    ends = _numpy(_array(table["end"]), NO_END_NS).tolist()
+    starts = columns.plain(table["start"], BEGINNING_NS).tolist()
+    held = columns.plain(table["held"], BEGINNING_NS).tolist()
+    kept = columns.plain(table["kept"], NO_END_NS).tolist()
+    ends = columns.plain(table["end"], NO_END_NS).tolist()
     rows = table.drop_columns(["start", "held", "kept", "end"]).to_pylist()
     found = [
         Ownership(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,10 @@ NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
 UNKNOWN_NODE: Final = "unknown"
 """Also an empty file beside nodes such as 007, which pandas would make numbers if there were no other names."""
+
+
+Change = Callable[[str, pa.Table, str], pa.Table]
+"""Makes other rows of a table's rows, which are of one node."""
 
 
 @dataclass
@@ -203,7 +207,7 @@ class Batch:
             for table, date, _ in list(self._writers):
                 self._writer(table, date, UNKNOWN_NODE)
 
-    def rewrite_file(self, table: str, name: str, change: Callable[[str, pa.Table], pa.Table]) -> None:
+    def rewrite_file(self, table: str, name: str, change: Change) -> None:
         """Takes over a file of the lake, row group by row group as `change` makes it; as it is if nothing changes."""
         files = self.record.files.setdefault(table, [])
         folder = name.rpartition("/")[0]
@@ -217,7 +221,7 @@ class Batch:
         ):
             for group in range(source.num_row_groups if table in NAMED_TABLES else 0):
                 before = source.read_row_group(group).select(schema.names).cast(schema)
-                after = change(table, before)
+                after = change(table, before, unquote(folder.rpartition("/node=")[2]))
                 changed = changed or not _plain(after).equals(_plain(before))
                 writer.write_table(after, row_group_size=ROW_GROUP_ROWS)
         if not changed:
@@ -273,22 +277,26 @@ def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _writer_options(table: str) -> dict[str, Any]:
-    """Dictionaries for what repeats."""
+    """Dictionaries for what repeats, and statistics of what is filtered by: words and times."""
+    words = [field.name for field in TABLES[table].schema if field.type == NAME]
+    times = [field.name for field in TABLES[table].schema if pa.types.is_timestamp(field.type)]
     return {
         "compression": "zstd",
         "compression_level": 1,
-        "use_dictionary": [field.name for field in TABLES[table].schema if field.type == NAME],
+        "use_dictionary": words,
+        "column_encoding": dict.fromkeys(times, "DELTA_BINARY_PACKED"),
+        "write_statistics": words + times,
     }
 
 
 def rewrite(
     root: Path,
     name: str,
-    change: Callable[[str, pa.Table], pa.Table],
+    change: Change,
     anew: Mapping[str, pa.Table],
     more: Mapping[str, pa.Table],
 ) -> None:
-    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`; adds `more`.
+    """Replaces all rows of the lake by what `change` makes of them, and the tables `anew`; adds `more`.
 
     Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
     over all others from those before it.
@@ -296,6 +304,7 @@ def rewrite(
     batch = Batch(root, name)
     for record in read_records(root):
         batch.record.inputs |= record.inputs
+        batch.record.unsealed |= record.unsealed
         batch.record.replaces.append(record.batch)
         for table, names in record.files.items():
             for file in names if not record.derived_from and table not in anew else ():
