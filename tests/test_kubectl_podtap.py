@@ -60,7 +60,7 @@ def test_freeze_collect_and_thaw_through_kubectl(person: Person) -> None:
     assert "slow" in listed.stdout, listed.stderr
     bundle = person.folder / "bundle"
     collected = person.kubectl("podtap", "collect", *WINDOW, "-o", bundle, "-y")
-    assert collected.returncode == 0, collected.stderr
+    assert (collected.returncode, "the journal is not complete" in collected.stderr) == (3, True), "none runs here"
     assert [each.node for each in from_json(Bundle, (bundle / BUNDLE).read_bytes()).nodes if each.complete] == [
         "node-a"
     ]
