@@ -160,12 +160,6 @@ def report_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that all reports have."""
     options = [
         lake_option,
-        click.option("-n", "--namespace", metavar="N", help="Only this namespace.  [default: all]"),
-        click.option(
-            "-l", "--selector", metavar="KEY=VALUE", multiple=True, help="Only pods with this label; repeatable."
-        ),
-        click.option("--pod", metavar="P", help="Only this pod."),
-        click.option("--service", metavar="S", help="Only this service."),
         click.option("--node", metavar="N", help="Only what was on this node, or seen there."),
         click.option(
             "--since", metavar="T", help="Only what was active from then on: RFC 3339, epoch seconds, or 15m (ago)."
@@ -187,6 +181,21 @@ def report_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def whose_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of reports about traffic."""
+    options = [
+        click.option("-n", "--namespace", metavar="N", help="Only this namespace.  [default: all]"),
+        click.option(
+            "-l", "--selector", metavar="KEY=VALUE", multiple=True, help="Only pods with this label; repeatable."
+        ),
+        click.option("--pod", metavar="P", help="Only this pod."),
+        click.option("--service", metavar="S", help="Only this service."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def by_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """--by; what its levels mean differs by report."""
     levels = click.Choice(["pod", "workload", "namespace", "service", "node", "name"])
@@ -195,6 +204,7 @@ def by_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 @report.command(cls=Command)
 @by_option("One row for each pair of these; name is what the client called the server (TLS, HTTP).")
+@whose_options
 @report_options
 def flows(**options: Any) -> None:
     """Who talked to whom, how much and how well. Most failed first, then most bytes.
@@ -207,6 +217,7 @@ def flows(**options: Any) -> None:
 
 @report.command(cls=Command)
 @by_option("One row for each sender and peer of these.")
+@whose_options
 @report_options
 def retransmits(**options: Any) -> None:
     """Who had to send again, to whom, how and how late. Most retransmitted first.
@@ -219,6 +230,7 @@ def retransmits(**options: Any) -> None:
 
 @report.command(cls=Command)
 @by_option("service: by the server asked; name: by the name asked for; else by the client.")
+@whose_options
 @report_options
 def dns(**options: Any) -> None:
     """How long lookups took and how they ended. Most unanswered and failed first.
@@ -229,6 +241,7 @@ def dns(**options: Any) -> None:
 
 
 @report.command(cls=Command)
+@whose_options
 @report_options
 def paths(**options: Any) -> None:
     """Over which hops the packets went, how long each took, and where they were lost. Most lost first.
@@ -237,6 +250,13 @@ def paths(**options: Any) -> None:
     options choose connections; (beyond) is what is behind the last point that was captured.
     """
     _report("paths", by="pod", **options)
+
+
+@report.command(cls=Command)
+@report_options
+def coverage(**options: Any) -> None:
+    """Which times of which nodes were recorded whole, and what is missing of the others. By node and time."""
+    _report("coverage", by="pod", **options)
 
 
 def _report(

@@ -6,7 +6,7 @@ Made of buffers: pa.array() would load pandas first, if that is installed, which
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from analysis.columns_kernels import number_values
 from analysis.layout import ENCAPSULATION_NAMES
-from analysis.schemas import NAME, TABLES, TIME, identity_columns
+from analysis.schemas import NAME, TABLES, TIME, Table, identity_columns
 
 if TYPE_CHECKING:
     Column: TypeAlias = pa.Array[Any]
@@ -97,6 +97,16 @@ def values(found: Sequence[Any], type_: pa.DataType) -> Column:
     validity = bitmap(np.array([value is not None for value in found], np.bool_))
     plain = np.array([value or 0 for value in found], np.int64)
     return flags(plain, validity) if type_ == pa.bool_() else numbers(plain, type_, validity)
+
+
+def table_of(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of a table from Python's; a column that a row does not have is null."""
+    found: dict[str, Column] = {}
+    for column in table.columns:
+        of_rows = [row.get(column.name) for row in rows]
+        is_list = pa.types.is_list(column.type)
+        found[column.name] = pa.array(of_rows, column.type) if is_list else values(of_rows, column.type)
+    return to_table(table.name, found)
 
 
 def fixed_text(content: npt.NDArray[np.uint8], width: int) -> Column:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import lake
+from analysis import columns, lake
+from analysis.coverage import coverage_rows
+from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
 from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL, NANOSECONDS
+from analysis.recordings import plain_rows, rows_of
+from analysis.schemas import COVERAGE, GAPS, SEGMENTS
 
 MOMENT_NS: Final = NANOSECONDS // 50
 """How long a packet takes through a node."""
@@ -20,21 +26,40 @@ _MIXED: Final = {str(LINKTYPE_SLL), str(LINKTYPE_NFLOG)}
 
 
 def derive(root: Path, identities: Identities) -> None:
-    """Makes connections, paths, losses and clock offsets anew, unless they are those of the lake's facts already.
+    """Makes coverage, connections, paths, losses and clock offsets anew, unless they are of the lake's facts already.
 
-    A lake of one observation point has none: there every flow is a connection.
+    A lake of one observation point has no connections: there every flow is one.
     """
     if lake.is_derived(root):
         return
-    if not _has_several_points(root):
-        lake.derive(root, {})
-        return
-    from analysis.stitch import stitch  # what one capture of one interface can do without
-    from analysis.stitched_tables import derived_tables
+    tables = {COVERAGE.name: coverage_of(root)}
+    if _has_several_points(root):
+        from analysis.endpoint_checks import add_endpoints  # what one capture of one interface can do without
+        from analysis.interfaces_seen import with_interfaces
+        from analysis.stitch import stitch
+        from analysis.stitched_tables import derived_tables
 
-    tables = derived_tables(stitch(root))
-    tables["connections"] = add_identities(identities, "connections", tables["connections"])
+        stitched = stitch(root)
+        stitched.flows = with_interfaces(stitched.flows, list(known_interfaces(root)), identities)
+        tables |= derived_tables(stitched)
+        named = add_identities(identities, "connections", tables["connections"])
+        tables["connections"] = add_endpoints(identities.endpoints, named)
     lake.derive(root, tables)
+
+
+def coverage_of(root: Path) -> pa.Table:
+    """schemas.COVERAGE of a lake's segments and gaps."""
+    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_rows(file, GAPS.schema)))
+    return columns.table_of(COVERAGE, coverage_rows(_segments(root), gaps))
+
+
+def _segments(root: Path) -> Iterator[dict[str, Any]]:
+    for file in lake.committed_files(root, SEGMENTS.name):
+        yield from rows_of(_rows(file, SEGMENTS.schema), unquote(file.parent.name.partition("=")[2]))
+
+
+def _rows(file: Path, schema: pa.Schema) -> pa.Table:
+    return pq.ParquetFile(file).read().select(schema.names).cast(schema)
 
 
 def _has_several_points(root: Path) -> bool:

@@ -16,7 +16,8 @@ from analysis.errors import PodtapError, Problem
 from capture.contract import BUNDLE, FREEZES, parse_stem
 
 HOW_TO_DUMP: Final = (
-    "kubectl get pods,services,nodes,replicasets,jobs -A -o json > cluster-$(date -u +%Y%m%dT%H%M%SZ).json"
+    "kubectl get pods,services,endpointslices,nodes,replicasets,jobs -A -o json"
+    " > cluster-$(date -u +%Y%m%dT%H%M%SZ).json"
 )
 _SUFFIXES: Final = (".json", ".json.gz", ".json.zst")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

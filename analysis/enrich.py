@@ -12,19 +12,25 @@ import pyarrow.parquet as pq
 import xxhash
 
 from analysis import lake
+from analysis.endpoints import Endpoints
 from analysis.errors import PodtapError, Problem
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.recordings import gaps_table, rows_of, unseen_pods
 from analysis.sandboxes import sandboxes
-from analysis.schemas import GAPS, IDENTITIES, INTERFACES
+from analysis.schemas import ENDPOINTS, ENDPOINTS_KNOWN, GAPS, IDENTITIES, INTERFACES, Table
 
 
 def known_identities(root: Path) -> Identities:
     """What a lake knows already."""
-    schema = IDENTITIES.schema
-    files = lake.committed_files(root, IDENTITIES.name)
+    table, endpoints, known = (_stored(root, each) for each in (IDENTITIES, ENDPOINTS, ENDPOINTS_KNOWN))
+    return Identities(table, endpoints=Endpoints.of_tables(endpoints, known))
+
+
+def _stored(root: Path, table: Table) -> pa.Table:
+    schema = table.schema
+    files = lake.committed_files(root, table.name)
     tables = [pq.ParquetFile(file).read().select(schema.names).cast(schema) for file in files]
-    return Identities(pa.concat_tables(tables).unify_dictionaries()) if tables else Identities.empty()
+    return pa.concat_tables([pa.Table.from_batches([], schema), *tables]).unify_dictionaries()
 
 
 def known_interfaces(root: Path) -> Iterator[dict[str, Any]]:
@@ -50,16 +56,17 @@ def enrich(root: Path, metadata: Sequence[str]) -> list[Problem]:
 def learn(root: Path, identities: Identities, gaps: pa.Table | None = None) -> None:
     """Makes `identities` what the lake knows, and adds `gaps`; nothing happens if it knows them already."""
     lake.settle(root)
-    known = known_identities(root)
-    if known.table.equals(identities.table):
+    known, tables = known_identities(root).tables(), identities.tables()
+    if all(table.equals(known[name]) for name, table in tables.items()):
         return
     batches = "".join(record.batch for record in lake.read_records(root))
-    name = xxhash.xxh3_64_hexdigest((batches + str(identities.table.to_pylist())).encode())
+    content = "".join(str(table.to_pylist()) for table in tables.values())
+    name = xxhash.xxh3_64_hexdigest((batches + content).encode())
     more = {} if gaps is None else {GAPS.name: gaps}
     lake.rewrite(
         root,
         name,
         lambda table, rows: add_identities(identities, table, rows),
-        {IDENTITIES.name: identities.table},
+        tables,
         more,
     )

@@ -2,7 +2,8 @@
 
 dumps.py reads what kubectl wrote, journals.py what the journal did, kubernetes_objects.py says what each object owned,
 lives.py from when to when the journal saw it do so, ownerships.py (which holds the rules) settles it into intervals.
-Here they become the table `identities`, and answer lookups as of a moment.
+Here they become the table `identities`, and answer lookups as of a moment. What the same metadata tells of the
+services' endpoints goes with them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import pyarrow as pa
 from analysis import columns, schemas
 from analysis.cluster_ranges import UNKNOWN, ClusterRanges
 from analysis.dumps import HOW_TO_DUMP, format_time, parse_time, read_dumps
+from analysis.endpoint_slices import endpoints_of_dumps, in_cluster
+from analysis.endpoints import Endpoints
 from analysis.errors import PodtapError, Problem
 from analysis.journals import is_journal, journal_files, read_journal
 from analysis.kubernetes_objects import ownerships
@@ -68,13 +71,17 @@ def load_identities(
     dumps, problems = read_dumps([path for path in paths if not is_journal(Path(path))])
     found, nonsense = ownerships(dumps)
     given = journal_files(paths)
-    lives, damage = read_journal([*given, *(file for file in journal_files(journals) if file not in given)])
+    lives, slices, damage = read_journal([*given, *(file for file in journal_files(journals) if file not in given)])
     found = [replace(each, cluster=cluster) for each in lives.ownerships()] + [lives.bounded(each) for each in found]
-    problems += nonsense + damage
-    if paths and not found:
+    shown, moments, more_nonsense = endpoints_of_dumps(dumps)
+    watched = [each._replace(cluster=cluster) for each in slices.known()]
+    endpoints = Endpoints.settled([*shown, *in_cluster(cluster, slices.intervals())], [*moments, *watched])
+    problems += nonsense + more_nonsense + damage
+    if paths and not found and endpoints.is_empty:
         reasons = "".join(f"\n{problem}" for problem in problems)
         raise PodtapError(f"{', '.join(paths)}: no pods, services or nodes; dump with: {HOW_TO_DUMP}{reasons}")
-    return Identities(_to_table(settle(found)) if found else Identities.empty().table, lives.blind()), problems
+    table = _to_table(settle(found)) if found else Identities.empty().table
+    return Identities(table, lives.blind(), endpoints), problems
 
 
 def add_identities(identities: Identities, table_name: str, table: pa.Table, cluster: str | None = None) -> pa.Table:
@@ -104,24 +111,27 @@ def _named(identities: Identities, table_name: str, table: pa.Table, cluster: st
     for side in sides:
         answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time], cluster)
         filled.update({f"{side}_{name}": answer for name, answer in answers.items()})
-    schema = schemas.TABLES[table_name].schema
+    schema = pa.schema([field for field in schemas.TABLES[table_name].schema if field.name in filled])
     return pa.Table.from_arrays([filled[field.name] for field in schema], schema=schema)
 
 
 class Identities:
     """The owners of all addresses over time."""
 
-    def __init__(self, table: pa.Table, blind: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self, table: pa.Table, blind: Sequence[tuple[int, int]] = (), endpoints: Endpoints | None = None
+    ) -> None:
         """`table` as schemas.IDENTITIES, settled; `blind`: when the journal that it is from saw nothing of the pods."""
         self.table = table
         self.blind = blind
+        self.endpoints = endpoints or Endpoints()
         self._lookups: dict[str | None, _Lookup] = {}
         self._lock = Lock()
 
     @property
     def is_empty(self) -> bool:
         """Nothing is known."""
-        return not len(self.table)
+        return not len(self.table) and self.endpoints.is_empty
 
     @staticmethod
     def empty() -> Identities:
@@ -133,7 +143,16 @@ class Identities:
         owners = _from_table(self.table) + _from_table(other.table)
         by_address = networks or {}
         settled = settle(owners, lambda each: witnessed(each, by_address.get(each[0].ip, [])) if each else each)
-        return Identities(_to_table(settled), other.blind)
+        return Identities(_to_table(settled), other.blind, self.endpoints.united_with(other.endpoints))
+
+    def tables(self) -> dict[str, pa.Table]:
+        """As the lake keeps them."""
+        endpoints = self.endpoints
+        return {
+            schemas.IDENTITIES.name: self.table,
+            schemas.ENDPOINTS.name: endpoints.table,
+            schemas.ENDPOINTS_KNOWN.name: endpoints.known_table,
+        }
 
     def identify(
         self,

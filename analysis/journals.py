@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from analysis.compression import ContentStream
+from analysis.endpoint_slices import EndpointSlices
 from analysis.errors import Problem
 from analysis.lives import Lives
 from capture.contract import JOURNAL, PART, ContractError, JournalRecord, from_json, parse_stem
@@ -40,12 +41,13 @@ def journals_of_recordings(inputs: Iterable[str]) -> list[str]:
     )
 
 
-def read_journal(files: Sequence[str]) -> tuple[Lives, list[Problem]]:
-    """All that the files say. Files of one folder of days follow each other; those of others tell it once more.
+def read_journal(files: Sequence[str]) -> tuple[Lives, EndpointSlices, list[Problem]]:
+    """All that the files say of the owners of addresses, and of endpoints.
 
-    Never more of it in memory than a record of each writer, and what is known of each object.
+    Files of one folder of days follow each other; those of others tell it once more. Never more of it in memory than a
+    record of each writer, and what is known of each object.
     """
-    lives = Lives()
+    lives, slices = Lives(), EndpointSlices()
     problems: list[Problem] = []
     writers = defaultdict(list)
     for file in files:
@@ -57,13 +59,15 @@ def read_journal(files: Sequence[str]) -> tuple[Lives, list[Problem]]:
     for _, writer, _, file, record in heapq.merge(*streams):
         if isinstance(record, bool):
             lives.begin_file(writer, follows=record)
+            slices.begin_file(writer, follows=record)
             continue
         try:
             lives.learn(writer, record)
+            slices.learn(writer, record)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             what = f"{record.kind} {record.uid} is left out, it is not as Kubernetes writes it"
             _add(problems, file, f"{what}: {type(error).__name__}: {error}")
-    return lives, problems
+    return lives, slices, problems
 
 
 Heard = tuple[int, int, int, str, JournalRecord | bool]

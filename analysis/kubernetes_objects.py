@@ -86,11 +86,11 @@ def ownerships(dumps: Sequence[Dump]) -> tuple[list[Ownership], list[Problem]]:
     sound = []
     for dump in dumps:
         for item in dump.objects:
-            with _problems_of(item, dump, problems):
+            with problems_of(item, dump, problems):
                 cluster.learn(item)
                 sound.append((item, dump))
     for item, dump in sound:
-        with _problems_of(item, dump, problems):
+        with problems_of(item, dump, problems):
             found.extend(of_object(item, Proof(dump.taken_ns, dump.name, dump.is_part), cluster))
     return found, problems
 
@@ -105,7 +105,7 @@ def of_object(item: Object, proof: Proof, cluster: Cluster) -> list[Ownership]:
 
 
 @contextmanager
-def _problems_of(item: Object, dump: Dump, problems: list[Problem]) -> Iterator[None]:
+def problems_of(item: Object, dump: Dump, problems: list[Problem]) -> Iterator[None]:
     """An object of the wrong shape costs itself, not the dump."""
     try:
         yield
@@ -144,7 +144,7 @@ def _of_pod(pod: Object, proof: Proof, cluster: Cluster) -> Iterator[Ownership]:
         number = port["containerPort"] if host_network else port.get("hostPort")
         if number:
             listens_on = port.get("hostIP")
-            ips = host_ips if listens_on in (None, "", "0.0.0.0", "::") else [_ip(listens_on)]
+            ips = host_ips if listens_on in (None, "", "0.0.0.0", "::") else [canonical_ip(listens_on)]
             for ip in ips:
                 yield own(ip, number, port.get("protocol", "TCP"))
 
@@ -154,10 +154,10 @@ def _of_service(service: Object, proof: Proof, cluster: Cluster) -> Iterator[Own
     spec = service["spec"]
     for ip in spec.get("clusterIPs") or [spec.get("clusterIP")]:
         if ip and ip != "None":  # headless
-            yield own(_ip(ip))
+            yield own(canonical_ip(ip))
     ingress = _at(service, "status", "loadBalancer", "ingress") or []
-    outside = [_ip(ip) for ip in spec.get("externalIPs") or []]
-    outside += [_ip(point["ip"]) for point in ingress if point.get("ip")]
+    outside = [canonical_ip(ip) for ip in spec.get("externalIPs") or []]
+    outside += [canonical_ip(point["ip"]) for point in ingress if point.get("ip")]
     owned: set[tuple[str, int, str]] = set()
     for port in spec.get("ports") or []:
         protocol = port.get("protocol", "TCP")
@@ -348,13 +348,13 @@ def _created_ns(item: Object) -> int:
 def _pod_ips(pod: Object) -> list[str]:
     status = pod.get("status") or {}
     ips = [entry["ip"] for entry in status.get("podIPs") or []] or [status.get("podIP")]
-    return [_ip(ip) for ip in ips if ip]
+    return [canonical_ip(ip) for ip in ips if ip]
 
 
 def _host_ips(pod: Object) -> list[str]:
     status = pod.get("status") or {}
     ips = [entry["ip"] for entry in status.get("hostIPs") or []] or [status.get("hostIP")]
-    return [_ip(ip) for ip in ips if ip]
+    return [canonical_ip(ip) for ip in ips if ip]
 
 
 def _container_ports(pod: Object) -> Iterator[Object]:
@@ -366,11 +366,11 @@ def _container_ports(pod: Object) -> Iterator[Object]:
 def _node_ips(node: Object) -> Iterator[str]:
     for address in _at(node, "status", "addresses") or []:
         if address["type"] in ("InternalIP", "ExternalIP"):
-            yield _ip(address["address"])
+            yield canonical_ip(address["address"])
     annotations = _at(node, "metadata", "annotations") or {}
     for key in _ANNOUNCED:
         if annotations.get(key):
-            yield _ip(annotations[key].partition("/")[0])
+            yield canonical_ip(annotations[key].partition("/")[0])
 
 
 def _from_pod_ranges(node: Object, ranges: list[Network], pod_ips: set[str]) -> Iterator[str]:
@@ -390,7 +390,7 @@ def _from_pod_ranges(node: Object, ranges: list[Network], pod_ips: set[str]) -> 
 
 
 @lru_cache(maxsize=1 << 16)
-def _ip(text: str) -> str:
+def canonical_ip(text: str) -> str:
     """The address as packets' addresses are written."""
     return str(ipaddress.ip_address(text))
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from analysis.errors import PodtapError, UsageError
 from analysis.lake import committed_files
 from analysis.reports.connections import POINT, Points, flows_in
+from analysis.reports.coverage import seconds
 from analysis.reports.dns import lookups_in
 from analysis.reports.filters import DNS_SIDES, FLOW_SIDES, Filters, quoted
 from analysis.reports.report import make_report
@@ -126,7 +127,7 @@ class Lake:
     def report(
         self, name: str, by: str = "pod", sort_by: str | None = None, limit: int | None = None, **asked: Unpack[Asked]
     ) -> pd.DataFrame:
-        """The report flows, retransmits or dns, with the columns of `podtap report NAME -o json`."""
+        """One of the reports, with the columns of `podtap report NAME -o json`."""
         return make_report(self, name, *_question(asked), by, sort_by, limit).rows.to_pandas()
 
     def packets(self, columns: Sequence[str] | None = None, **asked: Unpack[Asked]) -> pd.DataFrame:
@@ -159,6 +160,19 @@ class Lake:
         """DNS transactions that were under way in the window."""
         window, filters = _question(asked)
         return self._read("dns", columns, [*lookups_in(window), filters.sql(DNS_SIDES)])
+
+    def coverage(
+        self, since: str | datetime | None = None, until: str | datetime | None = None, node: str | None = None
+    ) -> pd.DataFrame:
+        """One row for each node and second of the table coverage, or of [since, until), whole seconds both.
+
+        `second` is when it begins, `packets` what was captured in it. `complete`: True where nothing that was there to
+        be captured is missing in it, False where something is, None where nobody knows: of captures of no agent, before
+        a crash, and where packets were dropped: `dropped` is how many, in [dropped_since, dropped_until), and in which
+        second of these nobody knows. `kinds` are those of the table, joined by ', '; '': the lake has nothing of that
+        time. In a `journal_gap` pods may have come and gone unseen.
+        """
+        return self.arrow(seconds(Window.of(since, until), node)).to_pandas()
 
     def segments(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The input files: what was read, dropped, truncated."""

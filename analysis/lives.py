@@ -19,13 +19,10 @@ from typing import Any, Final
 from analysis.kubernetes_objects import Cluster, Object, is_completed, kept_ns, of_object, workload_of
 from analysis.layout import NANOSECONDS
 from analysis.ownerships import CLOCKS_NS, NO_END_NS, Ownership, Proof, joined
-from analysis.watching import Span, Watching, blind_between
+from analysis.watching import LATE_NS, STATES, Span, Watching, blind_between
 from capture.contract import JournalRecord
 
 SOURCE: Final = "journal"
-STATES: Final = frozenset(["listed", "added", "modified", "deleted"])
-LATE_NS: Final = 5 * NANOSECONDS
-"""How late the journal hears of what happened: when it goes blind, that is on its way still."""
 OWNERS: Final = ("Pod", "Service", "Node", "ServiceCIDR")
 
 Address = tuple[object, ...]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from analysis import columns
-from analysis.schemas import INTERFACES, NODE_COUNTERS, Table
+from analysis.schemas import INTERFACES, NODE_COUNTERS
 from capture.contract import Interface, Manifest
 
 _TOLD: Final = ("name", "kind", "role", "cni", "mac", "master", "peer", "vni", "addresses", "reaches")
@@ -32,7 +32,7 @@ def interfaces_table(manifests: Sequence[Manifest]) -> pa.Table:
             else:
                 rows.append(row)
                 last[interface.index] = row
-    return _to_table(INTERFACES, rows)
+    return columns.table_of(INTERFACES, rows)
 
 
 def _row(interface: Interface, manifest: Manifest) -> dict[str, Any]:
@@ -71,13 +71,4 @@ def counters_table(manifests: Iterable[Manifest]) -> pa.Table:
         delta = None if before is None else value - before
         rows.append({"cluster": manifest.cluster, "ts": time_ns, "name": name, "value": value, "delta": delta})
         last[manifest.boot_id, name] = value
-    return _to_table(NODE_COUNTERS, rows)
-
-
-def _to_table(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    found: dict[str, Any] = {}
-    for column in table.columns:
-        values = [row[column.name] for row in rows]
-        is_list = pa.types.is_list(column.type)
-        found[column.name] = pa.array(values, column.type) if is_list else columns.values(values, column.type)
-    return columns.to_table(table.name, found)
+    return columns.table_of(NODE_COUNTERS, rows)

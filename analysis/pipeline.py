@@ -54,7 +54,6 @@ from analysis.recordings import Told, gaps_table, told_by, unseen_pods
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.rooms import Ring
 from analysis.sandboxes import sandboxes
-from analysis.schemas import IDENTITIES
 from analysis.segment_rows import segments_table
 from analysis.segments import STDIN, Segment, find_segments
 
@@ -142,7 +141,8 @@ def analyze(
             summary.unchanged = batch.record.inputs.keys() <= known  # a pipe is known only once it was read
             if not summary.unchanged:
                 if not records:
-                    batch.add(IDENTITIES.name, identities.table)
+                    for name, table in identities.tables().items():
+                        batch.add(name, table)
                 batch.commit()
         finally:
             batch.discard()

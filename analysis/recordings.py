@@ -14,7 +14,7 @@ import pyarrow as pa
 from analysis import columns
 from analysis.errors import Problem
 from analysis.node_rows import counters_table, interfaces_table
-from analysis.schemas import GAPS
+from analysis.schemas import GAPS, TIME
 from analysis.segments import Segment
 from capture.contract import BUNDLE, TOMBSTONES, Bundle, ContractError, Manifest, Tombstone, from_json
 
@@ -36,10 +36,16 @@ class Told:
 
 
 def rows_of(table: pa.Table, node: str) -> Iterator[Row]:
-    """Rows of schemas.INTERFACES with their node, times as nanoseconds: datetime could not hold them."""
-    for name in ("start", "end", "seen_from", "seen_until"):
-        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.int64()))
-    yield from (row | {"node": node} for row in table.to_pylist())
+    """Rows of a table with their node, times as nanoseconds: datetime could not hold them."""
+    yield from (row | {"node": node} for row in plain_rows(table))
+
+
+def plain_rows(table: pa.Table) -> list[Row]:
+    """Rows of a table, times as nanoseconds."""
+    for place, column in enumerate(table.schema):
+        if column.type == TIME:
+            table = table.set_column(place, column.name, table[column.name].cast(pa.int64()))
+    return table.to_pylist()
 
 
 def told_by(inputs: Sequence[str], segments: Sequence[Segment]) -> tuple[Told, list[Problem]]:
@@ -139,5 +145,4 @@ def gaps_table(rows: Sequence[Row]) -> pa.Table:
     """Rows of schemas.GAPS, each once."""
     names = GAPS.schema.names
     distinct = {json.dumps([row[name] for name in names]): row for row in rows if row["start"] < row["end"]}
-    found = {c.name: columns.values([row[c.name] for row in distinct.values()], c.type) for c in GAPS.columns}
-    return columns.to_table("gaps", found)
+    return columns.table_of(GAPS, list(distinct.values()))

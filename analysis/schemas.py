@@ -7,67 +7,17 @@ writer builds its Arrow table from `TABLES[name].schema`. A table is stored unde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
 
-TIME: Final = pa.timestamp("ns", tz="UTC")
-NAME: Final = pa.dictionary(pa.int32(), pa.string())
-"""A string that repeats: dictionary-encoded, so that pandas makes it categorical."""
-TEXT: Final = pa.string()
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: `unit` is empty for names and flags; `null` says what a missing value means, empty if never null."""
-
-    name: str
-    type: pa.DataType
-    doc: str
-    unit: str = ""
-    null: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table: what a row is, how it is partitioned, and its columns in order."""
-
-    name: str
-    row: str
-    columns: tuple[Column, ...]
-    time: str | None
-    """The column whose UTC day is the `date=` partition; None: the table is not partitioned."""
-
-    @property
-    def schema(self) -> pa.Schema:
-        return pa.schema(
-            [pa.field(c.name, c.type, nullable=bool(c.null)) for c in self.columns]
-        )
-
-
-def identity_columns(side: str, who: str) -> tuple[Column, ...]:
-    """The columns that say what the address of one side was in the cluster at the flow's first packet."""
-    return (
-        Column(f"{side}_identity", NAME, f"what {who} was: pod, service, node, external, ambiguous or unknown"),
-        Column(f"{side}_namespace", NAME, f"namespace of {who}", null="not a pod or service, or not known"),
-        Column(f"{side}_pod", NAME, f"pod behind {who}", null="not a pod, or not known"),
-        Column(f"{side}_pod_uid", NAME, f"UID of the pod behind {who}", null="not a pod, or not known"),
-        Column(f"{side}_workload", NAME, "workload of the pod, at the top of its owner chain", null="not a pod, or no owner known"),
-        Column(f"{side}_workload_kind", NAME, "kind of the workload (Deployment, StatefulSet, ...)", null="as workload"),
-        Column(f"{side}_service", NAME, f"service whose address {who} used", null="not a service address, or not known"),
-        Column(f"{side}_node", NAME, f"node that {who} is, or on which its pod ran", null="no node, or not known"),
-    )
-
-
-def point_columns(prefix: str, what: str, null: str = "") -> tuple[Column, ...]:
-    """The columns that name an observation point."""
-    return (
-        Column(f"{prefix}_node", NAME, f"{what}: the node", null=null),
-        Column(f"{prefix}_interface", NAME, "its interface", null=null or "the capture does not name interfaces"),
-        Column(f"{prefix}_encapsulation", NAME, "the tunnel that the packets were in there", null="not tunnelled"),
-    )
-
+from analysis.schema_parts import NAME as NAME
+from analysis.schema_parts import TEXT as TEXT
+from analysis.schema_parts import TIME as TIME
+from analysis.schema_parts import Column as Column
+from analysis.schema_parts import Table as Table
+from analysis.schema_parts import identity_columns as identity_columns
+from analysis.schema_parts import point_columns as point_columns
 
 CLUSTER = Column("cluster", NAME, "cluster of the recording", null="no agent recorded it")
 FLOW_UID = Column("flow_uid", NAME, "the flow this row belongs to", null="the packet belongs to no flow")
@@ -352,6 +302,26 @@ GAPS: Final = Table(
     time=None,
 )
 
+COVERAGE: Final = Table(
+    "coverage",
+    "a time in which the same is true of what was recorded at a node: rows of a node follow each other without holes, so that any second lies in one or more; not a row a second, since what was dropped is counted by the segment, and nobody knows when in it",
+    (
+        CLUSTER,
+        Column("node", NAME, "the node", null="of kind journal: every node"),
+        Column("start", TIME, "since when (inclusive)"),
+        Column("end", TIME, "until when (exclusive)"),
+        Column("kind", NAME, "recorded; dropped (recorded, but packets were dropped sometime in it); unreported (recorded, and what was dropped is not known); cut_out (only packets of some addresses are there); damaged (a file is cut short, or was altered); or nothing: stopped (its agent was not running, until it was started again), crashed (the same, and it had not ended in good order), not_written (it could not write), evicted, not_collected, missing (nobody says why), unknown (no file of a capture of no agent tells of it); or journal (pods may have come and gone unseen)"),
+        Column("complete", pa.bool_(), "all that there was is there; of kind journal, of the cluster's changes", null="not known"),
+        Column("packets", pa.int64(), "packets recorded; of kind evicted, that there were", "packets", null="none, or not known"),
+        *(
+            Column(f"drops_{reason}", pa.int64(), f"as segments.drops_{reason}", "packets", null="not known")
+            for reason in ("kernel", "libpcap", "disk", "interface", "policy")
+        ),
+        Column("reason", TEXT, "more about it, in words", null="nothing to add"),
+    ),
+    time=None,
+)
+
 IDENTITIES: Final = Table(
     "identities",
     "one owner of one address during one interval; those whose intervals cover the time are the candidates of an `ambiguous` answer",
@@ -378,6 +348,43 @@ IDENTITIES: Final = Table(
     time=None,
 )
 
+ENDPOINTS: Final = Table(
+    "endpoints",
+    "one address and port that was an endpoint of a service, in one state, during one interval, as EndpointSlices tell; start and held, kept and end differ where a change was not seen when it was made",
+    (
+        Column("cluster", NAME, "cluster that it is in", null="not told: any"),
+        Column("namespace", NAME, "namespace of the service"),
+        Column("service", NAME, "the service"),
+        Column("ip", NAME, "the address"),
+        Column("port", pa.uint16(), "the port there, not that of the service"),
+        Column("port_name", NAME, "name of the port", null="it has none"),
+        Column("protocol", NAME, "TCP, UDP or SCTP"),
+        Column("pod", NAME, "the pod", null="not a pod"),
+        Column("pod_uid", NAME, "UID of the pod", null="not a pod"),
+        Column("node", NAME, "node on which it is", null="not told"),
+        Column("ready", pa.bool_(), "new connections are for it"),
+        Column("serving", pa.bool_(), "it answers, whether or not it is on its way out"),
+        Column("terminating", pa.bool_(), "it is on its way out"),
+        Column("start", TIME, "since when, at the earliest (inclusive)", null="nothing bounds it"),
+        Column("held", TIME, "since when for certain: when the journal heard of it, or of all endpoints; the moment of a dump"),
+        Column("kept", TIME, "until when for certain (exclusive): when the journal heard of its end, or of the last of all endpoints; the moment of a dump"),
+        Column("end", TIME, "until when, at the latest (exclusive)", null="no end known"),
+    ),
+    time=None,
+)
+
+ENDPOINTS_KNOWN: Final = Table(
+    "endpoints_known",
+    "one time in which all endpoints were known: what the table endpoints does not have then, was none",
+    (
+        Column("cluster", NAME, "cluster of which", null="not told: any"),
+        Column("namespace", NAME, "namespace of which", null="all namespaces"),
+        Column("start", TIME, "since when (inclusive)"),
+        Column("end", TIME, "until when (exclusive); of a dump its moment, as start"),
+    ),
+    time=None,
+)
+
 CONNECTIONS: Final = Table(
     "connections",
     "one transport connection, whatever points and NATs its packets went past: derived from flows and packets, made anew when more is analysed; empty where there is one observation point only",
@@ -397,9 +404,15 @@ CONNECTIONS: Final = Table(
         Column("flows", pa.int32(), "flows that are this connection", "flows"),
         Column("path", pa.list_(pa.string()), "the points that orig's packets passed, in order, as node/interface (and the tunnel there)"),
         Column("return_path", pa.list_(pa.string()), "the points that resp's packets passed, in order"),
+        Column("path_kinds", pa.list_(pa.string()), "kinds of the interfaces of path, as hops.from_kind, in the same order; null where not known"),
+        Column("return_path_kinds", pa.list_(pa.string()), "the same of return_path"),
         *identity_columns("orig", "orig"),
         *identity_columns("resp", "resp"),
         *identity_columns("backend", "the backend"),
+        Column("endpoint", NAME, "what the backend was to the service at first_seen, as EndpointSlices tell: ready, terminating, not_ready, removed (no endpoint any more), not_yet (none, as far as was seen, but later), never (as far as was seen), or unknown (the journal did not see it, or can't tell)", null="not to a service and its backend, as far as was seen; without a service's address: the backend was no endpoint of any, or a node opened it, as for probes"),
+        Column("endpoint_of", NAME, "the service, as namespace/name; without a service's address, one of which the backend is an endpoint: of several the best, then the first by name", null="endpoint is null"),
+        Column("endpoint_pod", NAME, "the pod that was the endpoint", null="endpoint is null, never or unknown, or was not a pod"),
+        Column("endpoint_removed_ns", pa.int64(), "how long before first_seen the journal heard that the endpoint was removed", "ns", null="endpoint is not removed, or nobody saw when: that was in a gap of the journal, or one came after"),
     ),
     time=None,
 )
@@ -475,12 +488,13 @@ CLOCKS: Final = Table(
     time=None,
 )
 
-DERIVED: Final = (CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
+DERIVED: Final = (COVERAGE, CONNECTIONS, CONNECTION_FLOWS, HOPS, LOSSES, CLOCKS)
 """Tables that are made of the others, and anew when those change."""
 
 TABLES: Final = {
     table.name: table
     for table in (
-        PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, INTERFACES, NODE_COUNTERS, GAPS, IDENTITIES, *DERIVED
+        PACKETS, FLOWS, FLOW_MINUTES, RETRANSMITS, DNS, SEGMENTS, INTERFACES, NODE_COUNTERS, GAPS,
+        IDENTITIES, ENDPOINTS, ENDPOINTS_KNOWN, *DERIVED
     )
 }

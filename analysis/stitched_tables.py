@@ -18,10 +18,14 @@ Integers = npt.NDArray[np.int64]
 
 MOST_LATENCIES: Final = 8
 _PLACE: Final = ("node", "interface", "encapsulation")
+_POINT: Final = (*_PLACE, "kind", "pod")
 
 
 def derived_tables(stitched: Stitched) -> dict[str, pa.Table]:
-    """All of schemas.DERIVED by name; connections without the columns that identities.py fills in."""
+    """What of schemas.DERIVED is stitched, by name; connections without the columns that identities.py fills in.
+
+    `stitched.flows` are those of interfaces_seen.with_interfaces().
+    """
     return {
         "connections": _connections(stitched),
         "connection_flows": _connection_flows(stitched),
@@ -43,6 +47,7 @@ def _connections(stitched: Stitched) -> pa.Table:
     resp_ip, resp_port = _end(stitched, "resp", primary)
     backend_ip, backend_port = _end(stitched, "resp", near_resp)
     snat_ip, snat_port = _end(stitched, "orig", near_resp)
+    points, kinds = _point_names(stitched), stitched.flows["kind"].combine_chunks()
     same = pc.fill_null(pc.and_(pc.equal(orig_ip, snat_ip), pc.equal(orig_port, snat_port)), True)
     values = {
         "connection_uid": _of_flows(stitched, "flow_uid", primary),
@@ -58,8 +63,10 @@ def _connections(stitched: Stitched) -> pa.Table:
         "snat_ip": pc.if_else(same, pa.scalar(None, snat_ip.type), snat_ip),
         "snat_port": pc.if_else(same, pa.scalar(None, snat_port.type), snat_port),
         "flows": np.bincount(connection, minlength=len(connection))[roots],
-        "path": _path(stitched, 1, roots),
-        "return_path": _path(stitched, 0, roots),
+        "path": _along_path(stitched, 1, roots, points),
+        "return_path": _along_path(stitched, 0, roots, points),
+        "path_kinds": _along_path(stitched, 1, roots, kinds),
+        "return_path_kinds": _along_path(stitched, 0, roots, kinds),
     }
     return _table("connections", values)
 
@@ -203,22 +210,26 @@ def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
     return ip, port
 
 
-def _path(stitched: Stitched, sent: int, roots: Integers) -> Any:
-    """For each connection the names of its points, in the order of its path."""
+def _point_names(stitched: Stitched) -> Any:
+    """For each flow the name of its point."""
     _, first, index = np.unique(stitched.facts["point"], return_index=True, return_inverse=True)
     places = zip(*(stitched.flows[name].take(_array(first)).to_pylist() for name in _PLACE), strict=True)
-    names = pa.array(["/".join(part for part in place if part) for place in places], pa.string())
+    return columns.names(index, ["/".join(part for part in place if part) for place in places])
+
+
+def _along_path(stitched: Stitched, sent: int, roots: Integers, words: Any) -> Any:
+    """For each connection the words of its flows (a dictionary), in the order of its path."""
     position = stitched.position[:, sent]
     rank = np.full(len(position), len(roots))
     rank[roots] = np.arange(len(roots))
     order = np.lexsort((position, rank[stitched.connection]))
     order = order[position[order] < NOWHERE]
     counts = np.bincount(rank[stitched.connection[order]], minlength=len(roots))
-    return _lists(counts, names.take(_array(index[order])))
+    return _lists(counts, words.take(_array(order)).cast(pa.string()))
 
 
 def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
-    return {f"{prefix}_{name}": _names(stitched, name, flow) for name in _PLACE}
+    return {f"{prefix}_{name}": _names(stitched, name, flow) for name in _POINT}
 
 
 def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:

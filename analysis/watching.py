@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
+from analysis.layout import NANOSECONDS
 from capture.contract import JournalRecord
+
+STATES: Final = frozenset(["listed", "added", "modified", "deleted"])
+LATE_NS: Final = 5 * NANOSECONDS
+"""How late the journal hears of what happened: when it goes blind, that is on its way still."""
 
 Span = tuple[int, int]
 """Half-open, in nanoseconds."""
@@ -75,6 +81,11 @@ class Watching:
     def all(self) -> list[Span]:
         """When all objects of the kind were known."""
         return self._spans if self._since is None else [*self._spans, (self._since, self._heard_ns)]
+
+    def sure(self) -> list[Span]:
+        """As all(), without what may have been on its way when the writer went blind."""
+        spans = [(since, until - LATE_NS) for since, until in self._spans if since < until - LATE_NS]
+        return spans if self._since is None else [*spans, (self._since, self._heard_ns)]
 
 
 def blind_between(spans: Iterable[Span]) -> list[Span]:

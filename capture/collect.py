@@ -88,6 +88,8 @@ class Collection:
     _failed: dict[str, str] = field(default_factory=dict)
     _damage: dict[str, list[str]] = field(default_factory=dict)
     """Sentences by node's folder."""
+    journal_missing: list[str] = field(default_factory=list)
+    """What the journal does not tell of the window, a sentence each."""
     _agents: set[str] = field(default_factory=set)
     """Versions of podtap on the nodes."""
 
@@ -153,19 +155,32 @@ class Collection:
         try:
             journals = self.source.journals()
         except PodtapError as error:
-            self.say(f"journal: {error}")
+            self._miss(f"journal: {error}")
             return False
         if not journals:
-            self.say("journal: none runs here, so names of pods are known only where other metadata is given")
+            words = "journal: none is here, so names of pods are known only where other metadata is given"
+            if self.source.has_journal:
+                self._miss(words)
+            else:
+                self.say(words)
+            return False
         downloads = [Download(each, self.folder, self.window, None, claims, throttle) for each in journals]
         results = in_parallel(lambda download: download.run(), downloads, DOWNLOAD_WORKERS)
-        for download, answer in results:
-            if isinstance(answer, PodtapError):
-                self.say(f"journal {download.origin.name}: {answer}")
-        sentences = journal_missing(self.folder, self.window) if journals else []
-        for sentence in sentences:
+        failed = [
+            f"journal {each.origin.name}: {answer}" for each, answer in results if isinstance(answer, PodtapError)
+        ]
+        sentences = journal_missing(self.folder, self.window)
+        for sentence in failed:
             self.say(sentence)
-        return bool(results) and not sentences and any(not isinstance(answer, PodtapError) for _, answer in results)
+        for sentence in sentences:
+            self._miss(sentence)
+        if len(failed) == len(results):
+            self.journal_missing += failed
+        return not self.journal_missing
+
+    def _miss(self, sentence: str) -> None:
+        self.say(sentence)
+        self.journal_missing.append(sentence)
 
     def _bring_nodes(
         self, origins: Sequence[Origin], plan: Plan, addresses: list[str] | None, claims: Claims, throttle: Throttle
@@ -311,7 +326,8 @@ def _earlier(folder: Path) -> tuple[Request, bool] | None:
     try:
         with contextlib.suppress(FileNotFoundError):
             head = from_json(Bundle, (folder / BUNDLE).read_bytes())
-            is_complete = all(each.complete for each in head.nodes) and not (folder / WORK).exists()
+            has_all = all(each.complete for each in head.nodes) and head.journal_complete
+            is_complete = has_all and not (folder / WORK).exists()
             return Request(head.since_ns, head.until_ns, head.selection), is_complete
         with contextlib.suppress(FileNotFoundError):
             values = json.loads((folder / WORK / _REQUEST).read_bytes())

@@ -288,7 +288,8 @@ class JournalRecord:
 
     - listed: the object was in a full listing (every file starts with one of each kind, which list_complete ends)
     - added, modified, deleted: a change that a watch told; `object` is the state after it (of deleted: the last one).
-      A deletion that only a later listing showed has `unseen_since_ns`: it happened between then and `observed_ns`.
+      One that may have come late has `unseen_since_ns`: a deletion that only a later listing showed, or what a watch
+      told that had broken off, or just begun. It happened between then and `observed_ns`.
     - list_complete: all objects of the kind have been listed, as of `resource_version`
     - bookmark: every change of the kind until then has been told, as of `resource_version`; about once a minute
     - gap: from `since_ns` to `observed_ns` nothing was seen of the kind; `reason` tells why. A listing follows.

@@ -187,6 +187,8 @@ def collect(
     _show_bundle(head)
     _say(f"podtap verify {output}  checks it; podtap analyze {output}  turns it into tables\n{SIGN_HINT}")
     _end([node.node for node in head.nodes if not node.complete], len(head.nodes), {}, "complete")
+    if collection.journal_missing:
+        raise PartialError(f"the journal is not complete: {'; '.join(collection.journal_missing)}")
 
 
 @click.command(cls=Command)

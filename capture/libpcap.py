@@ -6,13 +6,27 @@ runs for a packet. Structures and constants are those of pcap/pcap.h, pcap/bpf.h
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import socket
+import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_ubyte, c_uint, c_uint32, c_ushort, c_void_p
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_int,
+    c_int64,
+    c_long,
+    c_size_t,
+    c_ssize_t,
+    c_ubyte,
+    c_uint,
+    c_uint32,
+    c_ushort,
+    c_void_p,
+)
 from typing import Any, Final, NamedTuple
 
 LINUX_SLL2: Final = 276
@@ -86,6 +100,16 @@ class _PacketHeader(ctypes.Structure):
     _fields_ = (("time", _TimeValue), ("captured", c_uint32), ("length", c_uint32))
 
 
+_WRITE: Final = ctypes.CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_size_t)
+_SEEK: Final = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(c_int64), c_int)
+
+
+class _Stream(ctypes.Structure):
+    """cookie_io_functions_t of stdio.h."""
+
+    _fields_ = (("read", c_void_p), ("write", _WRITE), ("seek", _SEEK), ("close", c_void_p))
+
+
 _PACKET_HANDLER: Final = ctypes.CFUNCTYPE(None, c_void_p, POINTER(_PacketHeader), c_void_p)
 
 
@@ -122,12 +146,10 @@ class _Library:
         ):
             _declare(self.pcap, function, result, arguments)
         for function, result, arguments in (
-            ("fdopen", c_void_p, [c_int, c_char_p]),
+            ("fopencookie", c_void_p, [c_void_p, c_char_p, _Stream]),
             ("fclose", c_int, [c_void_p]),
             ("fflush", c_int, [c_void_p]),
-            ("ferror", c_int, [c_void_p]),
             ("clearerr", None, [c_void_p]),
-            ("fseek", c_int, [c_void_p, c_long, c_int]),
             ("setvbuf", c_int, [c_void_p, c_void_p, c_int, c_size_t]),
             ("__fpurge", None, [c_void_p]),
             ("__fsetlocking", c_int, [c_void_p, c_int]),
@@ -296,17 +318,21 @@ class Handle:
 
 
 class Dumper:
-    """Writes packets to a file through a buffer of `buffer_bytes`; the file's header is written with the first flush.
+    """Makes a pcap file's bytes of packets, through a buffer of `buffer_bytes`; `sink` takes them, in pieces.
 
-    Takes over `fd`, whose position has to be the file's start.
+    The sink is called amid dispatch() and in flush(). After it raised, nothing more is given to it until rewind(). The
+    file's header comes with the first flush.
     """
 
-    def __init__(self, handle: Handle, fd: int, buffer_bytes: int) -> None:
+    def __init__(self, handle: Handle, sink: Callable[[memoryview], object], buffer_bytes: int) -> None:
         self._library = _loaded()
-        self._fd = fd
-        self._file = self._library.c.fdopen(fd, b"wb")
+        self._sink = sink
+        self._given = 0
+        self._failure: BaseException | None = None
+        self._stream = _Stream(None, _WRITE(self._write), _SEEK(self._seek), None)
+        self._file = self._library.c.fopencookie(None, b"wb", self._stream)
         if not self._file:
-            raise self._failed()
+            raise OSError(errno.ENOMEM, "no stream")
         # glibc takes no size without a buffer.
         self._buffer = ctypes.create_string_buffer(buffer_bytes)
         self._library.c.setvbuf(self._file, self._buffer, _FULLY_BUFFERED, buffer_bytes)
@@ -316,36 +342,51 @@ class Dumper:
             error = handle._error(-1, "")
             self._library.c.fclose(self._file)
             raise error
+        # When the process ends, C flushes its streams, and Python is no longer there to be called.
+        self._end = weakref.finalize(self, _end_stream, self._library, self._file, self.pointer)
 
     def tell(self) -> int:
         """Where the next packet will be, with what is buffered. Not to be relied on after an error."""
         return int(self._library.pcap.pcap_dump_ftell64(self.pointer))
 
     def flush(self) -> None:
-        """Hand what is buffered to the system. OSError if that, or any write since the last flush, failed."""
-        failed = self._library.c.fflush(self._file)
-        # A write that failed while packets were dumped is told by ferror() only: the flush after it succeeds.
-        if failed or self._library.c.ferror(self._file):
-            raise self._failed()
+        """Give what is buffered to the sink. Raises what it raised, now or since the last flush."""
+        self._library.c.fflush(self._file)
+        if self._failure:
+            raise self._failure
 
     def rewind(self, offset: int) -> None:
-        """Forget what is buffered and what failed, cut the file off at `offset` and go on there.
-
-        Where the cut fails too, what is behind `offset` is overwritten.
-        """
+        """Forget what is buffered and what failed, and go on at `offset`."""
         self._library.purge(self._file)
         self._library.c.clearerr(self._file)
-        self._library.c.fseek(self._file, offset, os.SEEK_SET)
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, offset)
+        self._given = offset
+        self._failure = None
 
     def close(self) -> None:
-        """Give up what is not flushed, and close the file. May be called again."""
-        if self.pointer is not None:
-            self._library.purge(self._file)
-            self._library.pcap.pcap_dump_close(self.pointer)
-            self.pointer = None
+        """Give up what is not flushed. May be called again."""
+        self._end()
+        self.pointer = None
 
-    def _failed(self) -> OSError:
-        error = ctypes.get_errno() or errno.EIO
-        return OSError(error, os.strerror(error))
+    def _write(self, _: object, data: int, size: int) -> int:
+        """For C, which can't be raised through."""
+        if self._failure:
+            return 0
+        try:
+            self._sink(memoryview((c_ubyte * size).from_address(data)).cast("B"))
+        except BaseException as error:
+            self._failure = error
+            return 0
+        self._given += size
+        return size
+
+    def _seek(self, _: object, offset: Any, whence: int) -> int:
+        """Only where it is, which ftell asks for."""
+        if offset[0] or whence != os.SEEK_CUR:
+            return -1
+        offset[0] = self._given
+        return 0
+
+
+def _end_stream(library: _Library, file: int, pointer: int) -> None:
+    library.purge(file)
+    library.pcap.pcap_dump_close(pointer)

@@ -212,7 +212,7 @@ class Recorder:
         totals = self.latest = self.sniffer.totals()
         facts = self.facts()
         facts.link_type, facts.snaplen = self._model.link_type, self.sniffer.source.snaplen
-        facts.packets, facts.size_bytes = file.packets, file.size_bytes
+        facts.packets, facts.size_bytes, facts.sha256 = file.packets, file.size_bytes, file.sha256
         facts.ledger = ledger_of(totals - self._base, self.sniffer.source.device != ANY)
         while not self.sealing.lost.empty():
             add_lost(facts.ledger, self.sealing.lost.get())

@@ -271,9 +271,10 @@ class Reflector:
         uid, known, kept = self._read(item)
         before = self.objects.get(uid)
         record = JournalRecord("added", now.time_ns, self.kind, uid, known.resource_version, kept)
+        record.unseen_since_ns = self._unseen_since_ns
         if kind == "DELETED":
             self.objects.pop(uid, None)
-            record.type, record.unseen_since_ns = "deleted", self._unseen_since_ns
+            record.type = "deleted"
             return [record]
         self.objects[uid] = known
         if before is not None:

@@ -38,6 +38,7 @@ from capture.segment_writer import (
     Part,
     SegmentFacts,
     commit_data,
+    hash_data,
     manifest_of,
     node_facts,
     open_part,
@@ -305,9 +306,10 @@ class Ring:
 
     def _seal(self, part: Part, facts: SegmentFacts) -> Manifest:
         part.granted_bytes = 0
-        digest = commit_data(part, facts.size_bytes)
+        commit_data(part, facts.size_bytes)
+        facts.sha256 = facts.sha256 or hash_data(part)
         previous = self._store.head
-        manifest = manifest_of(part, facts, digest, previous.sha256 if previous else None, self._node)
+        manifest = manifest_of(part, facts, previous.sha256 if previous else None, self._node)
         data = write_manifest(self.folder, manifest)
         if not self._compressor:  # nobody reads it soon: its pages would push out those of others
             os.posix_fadvise(part.fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""The life of a segment: .part -> flush -> fsync -> SHA-256 -> rename -> fsync of the folder -> manifest.
+"""The life of a segment: .part -> flush -> fsync -> rename -> fsync of the folder -> manifest.
 
 The manifest's existence is the commit: it is written last, under another name, and renamed when it is durable.
 """
@@ -24,12 +24,12 @@ _READ_BYTES: Final = 256 * 1024
 
 @dataclass
 class Part:
-    """A segment that is being written. Whoever opened it writes the pcap through `fd` (or a duplicate of it)."""
+    """A segment that is being written. Whoever opened it writes the pcap through `fd`."""
 
     path: Path
     """Ends in .pcap.part."""
     fd: int
-    """Opened O_EXCL for reading and writing; belongs to the ring, which closes it: write through os.dup(fd)."""
+    """Opened O_EXCL for reading and writing; belongs to the ring, which closes it."""
     seq: int
     stem: str
     """`<YYYYMMDD>/<start_ns>-<seq>`, as contract.stem makes it."""
@@ -50,6 +50,8 @@ class SegmentFacts:
     packets: int
     size_bytes: int
     """Offset behind the last whole record, the file's header included: what is beyond it is cut off."""
+    sha256: str = ""
+    """Of so many bytes; '': nobody hashed them yet."""
     first_packet_ns: int | None = None
     last_packet_ns: int | None = None
     """The earliest and latest time of a packet; None without packets."""
@@ -85,8 +87,8 @@ def open_part(folder: Path, stem: str, seq: int, opened_ns: int) -> Part:
     return Part(path, fd, seq, stem, opened_ns)
 
 
-def commit_data(part: Part, size_bytes: int) -> str:
-    """Cut off what is behind the last whole record, make the rest durable, give it its name. Returns its SHA-256.
+def commit_data(part: Part, size_bytes: int) -> None:
+    """Cut off what is behind the last whole record, make the rest durable, give it its name.
 
     May be called again after an OSError. FileNotFoundError: somebody removed it; the data can't be kept any more.
     """
@@ -95,16 +97,20 @@ def commit_data(part: Part, size_bytes: int) -> str:
     if there > size_bytes:
         os.ftruncate(part.fd, size_bytes)
     os.fsync(part.fd)
+    if part.path.suffix == PART:
+        os.rename(part.path, part.path.with_suffix(""))
+        part.path = part.path.with_suffix("")
+    sync_folder(part.path.parent)
+
+
+def hash_data(part: Part) -> str:
+    """SHA-256 of what is in the file."""
     digest = hashlib.sha256()
     offset = 0
     # preadv would spare a copy. But Python's is preadv2, which older container runtimes' seccomp profiles refuse.
     while data := os.pread(part.fd, _READ_BYTES, offset):  # fits the cache; hashlib lets other threads run meanwhile
         digest.update(data)
         offset += len(data)
-    if part.path.suffix == PART:
-        os.rename(part.path, part.path.with_suffix(""))
-        part.path = part.path.with_suffix("")
-    sync_folder(part.path.parent)
     return digest.hexdigest()
 
 
@@ -146,7 +152,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def manifest_of(part: Part, facts: SegmentFacts, sha256: str, previous_sha256: str | None, node: NodeFacts) -> Manifest:
+def manifest_of(part: Part, facts: SegmentFacts, previous_sha256: str | None, node: NodeFacts) -> Manifest:
     """Facts of the writer and of the ring as one manifest."""
     values = {name: getattr(facts, name) for name in SegmentFacts.__dataclass_fields__}
     return Manifest(
@@ -155,7 +161,6 @@ def manifest_of(part: Part, facts: SegmentFacts, sha256: str, previous_sha256: s
         stem=part.stem,
         opened_ns=part.opened_ns,
         sealed_ns=time.time_ns(),
-        sha256=sha256,
         previous_sha256=previous_sha256,
     )
 

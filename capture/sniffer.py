@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -69,7 +68,7 @@ class Sniffer:
             program = self._program(handle)
             handle.attach(reject_all())
             time.sleep(SETTLE_S)
-            null = Dumper(handle, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1 << 16)
+            null = Dumper(handle, lambda data: None, 1 << 16)
             counters = Unwrapped(_empty(handle, null))
             handle.attach(program)
             self._attached = program

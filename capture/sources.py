@@ -44,6 +44,8 @@ class Source(Protocol):
 
     missing: dict[str, str]
     """Nodes that have no origin, and why."""
+    has_journal: bool
+    """Whether something is amiss where there is no journal: a folder need not have one."""
 
     def versions(self) -> dict[str, str]:
         """Of what the recordings come from, by name; what can't be had is left out."""
@@ -132,6 +134,7 @@ class ClusterSource:
     cluster: Cluster
     wanted: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
+    has_journal: bool = True
     notes: list[str] = field(default_factory=list)
     """What could not be found out."""
 
@@ -188,6 +191,7 @@ class FolderSource:
     root: Path
     wanted: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
+    has_journal: bool = False
 
     def versions(self) -> dict[str, str]:
         return {}

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 import podtap
 from capture.bundle import WORK
-from capture.contract import BUNDLE, Bundle, from_json
+from capture.contract import BUNDLE, Bundle, JournalRecord, from_json
 from tests.collecting import add_agent, add_journal, kubeconfig, node, podtap_pod
 from tests.lab.api_certificate import make_certificate
 from tests.lab.api_server import ApiServer
@@ -100,6 +100,29 @@ def test_a_window_comes_whole_and_verifies(world: World) -> None:
     assert (again.returncode, "nothing left to do" in again.stderr) == (0, True)
 
 
+def test_what_the_journal_did_not_see_is_named_and_told_by_the_exit_code(world: World) -> None:
+    """It comes with the second run, which is not refused as having nothing to do."""
+    gap = JournalRecord("gap", START + 90 * 10**9, "Pod", since_ns=START + 60 * 10**9, reason="HTTP 500")
+    path = journal(world.folder / "disk-of-journal", [gap])
+    done = world.collect()
+    assert done.returncode == 3
+    assert "the journal is not complete: the journal saw no Pod from 2025-11-27T14:01:00Z to 2025-11-27T14:01:30Z" in (
+        done.stderr
+    )
+    assert all(each.complete for each in world.head.nodes) and not world.head.journal_complete
+    path.unlink()
+    world.bundle = world.folder / "without"
+    done = world.collect()
+    assert (done.returncode, "the journal is not complete: there is no journal" in done.stderr) == (3, True)
+    journal(world.folder / "disk-of-journal", [pod_record("listed", START, "web", "10.0.10.1", {"app": "web"})])
+    done = world.collect()
+    assert (done.returncode, world.head.journal_complete) == (0, True), done.stderr
+    assert world.verify().returncode == 0
+    alone = world.folder / "alone"
+    done = world.run("collect", *WINDOW, "--from", world.rings["node-a"].root, "-o", alone)
+    assert done.returncode == 0, "a recording without a cluster has no journal"
+
+
 def captured(world: World) -> list[tuple[float, str]]:
     """Time and source of all packets in the bundle, as tshark reads them."""
     found = []
@@ -148,7 +171,8 @@ def test_without_a_journal_the_pods_of_now_are_taken_and_that_is_said(world: Wor
         pod_record("listed", 0, "web", "10.0.11.5", {"app": "web"}).object | {"apiVersion": "v1", "kind": "Pod"}
     )
     done = world.collect("-A", "-l", "app in (web, shop)")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
+    assert "the journal is not complete: journal: none is here" in done.stderr
     assert "no journal: the addresses are those of the pods that are there now" in done.stderr
     assert {source for _, source in captured(world)} == {"10.0.11.5"}
     world.bundle = world.folder / "none"

@@ -127,10 +127,13 @@ def test_a_watch_goes_on_from_the_last_bookmark_without_a_gap() -> None:
     assert wait(reflector, clock) == Watch("50")
     reflector.opened(clock())
     assert not reflector.is_blind
+    [record] = reflector.line(line("MODIFIED", pod("a", 59, "Failed")), clock())
+    assert (record.type, record.unseen_since_ns) == ("modified", blind_since)
     [record] = reflector.line(line("DELETED", pod("a", 60)), clock())
     assert (record.type, record.unseen_since_ns) == ("deleted", blind_since)
     reflector.line(bookmark(61), clock())
-    reflector.line(line("ADDED", pod("b", 62)), clock())
+    [record] = reflector.line(line("ADDED", pod("b", 62)), clock())
+    assert record.unseen_since_ns is None
     [record] = reflector.line(line("DELETED", pod("b", 63)), clock())
     assert record.unseen_since_ns is None
 

@@ -12,7 +12,9 @@ import pytest
 from analysis import open_lake
 from analysis.errors import PodtapError, UsageError
 from analysis.lake_reader import Lake
+from analysis.reports.filters import Filters
 from analysis.reports.retransmits import KINDS
+from analysis.reports.stale import stale_connections
 from analysis.reports.window import Window, parse_time, time_text
 from analysis.schemas import TABLES
 from tests.lakes import MINUTE, SECOND, at, identity, minute, whole, write
@@ -57,6 +59,7 @@ class TestFlows:
             flow("d", protocol="UDP", conn_state="S0", **LEDGER, orig_bytes=1),
         )
         pod_to_service, pod_to_pod = records(lake.report("flows"))
+        assert pd.isna(pod_to_service.pop("stale")), "nobody checked"
         assert pod_to_service == {
             "orig": "shop/cart-1",
             "resp": "shop/svc/web",
@@ -612,3 +615,54 @@ class TestTimes:
     def test_time_text_is_rfc_3339(self) -> None:
         assert time_text(self.NOW + 1) == "2026-03-01T12:00:00.000000001Z"
         assert time_text(self.NOW, 0) == "2026-03-01T12:00:00Z"
+
+
+class TestStale:
+    """Connections of cart-1 that web's proxy sent to web-1, some after it had been removed."""
+
+    @staticmethod
+    def lake(path: Path, *stale: dict[str, Any]) -> Lake:
+        rows = [
+            {"connection_uid": f"c{at}", "first_seen": T, "last_seen": T + SECOND, **CART, **WEB} | row
+            for at, row in enumerate(stale)
+        ]
+        backend = {"orig_ip": "10.1.0.5", "resp_ip": "10.96.0.7", "backend_ip": "10.1.0.9", "backend_port": 8080}
+        named = {"endpoint": "removed", "endpoint_of": "shop/web", "endpoint_pod": "web-1"}
+        uids = [row["connection_uid"] for row in rows]
+        parts = [{"connection_uid": uid, "flow_uid": uid, "is_primary": True, "counts_orig": True} for uid in uids]
+        flows = [flow(row["connection_uid"], row["first_seen"], row["last_seen"]) for row in rows]
+        return lake_of(path, *flows, connections=[backend | named | row for row in rows], connection_flows=parts)
+
+    def notes(self, lake: Lake, **asked: str) -> list[str]:
+        window = Window.of(asked.pop("since", None), None)
+        return stale_connections(lake, window, Filters.of(**asked))
+
+    def test_an_endpoint_takes_a_sentence(self, tmp_path: Path) -> None:
+        removed = [{"endpoint_removed_ns": round(seconds * SECOND)} for seconds in (1.8, 0.25, 12)]
+        lake = self.lake(tmp_path, *removed, {"endpoint": "ready"}, {"backend_ip": "fd00::9", "endpoint_pod": None})
+        assert self.notes(lake) == [
+            "3 connections were sent to an endpoint of shop/web that had been removed 0.2 to 12.0 s before"
+            " (10.1.0.9:8080, pod web-1)",
+            "1 connection was sent to an endpoint of shop/web that had been removed ([fd00::9]:8080)",
+        ]
+        assert records(lake.report("flows"))[0]["stale"] == 4
+        assert self.notes(lake, pod="cart-1") == self.notes(lake)
+        assert self.notes(lake, pod="other-1") == self.notes(lake, since="2026-03-01T15:00:00Z") == []
+
+    def test_most_come_first_and_the_rest_is_counted(self, tmp_path: Path) -> None:
+        ips = [f"10.1.0.{number}" for number in (1, 2, 2, 3, 4, 5)]
+        notes = self.notes(self.lake(tmp_path, *({"backend_ip": ip, "endpoint_removed_ns": SECOND} for ip in ips)))
+        assert [note[:13] for note in notes] == ["2 connections", *["1 connection "] * 2, "and 2 more to"]
+
+    def test_who_comes_to_the_pod_itself_long_after_was_not_sent(self, tmp_path: Path) -> None:
+        direct = {**identity("resp", "pod", "shop/web-1"), "resp_service": None, "resp_ip": "10.1.0.9"}
+        known = [direct | {"endpoint_removed_ns": seconds * SECOND} for seconds in (5, 61)]
+        lake = self.lake(tmp_path, *known, direct)
+        (note,) = self.notes(lake)
+        assert note.startswith("1 connection was sent to an endpoint of shop/web that had been removed 5.0 s before")
+        assert records(lake.report("flows"))[0]["stale"] == 1
+
+    def test_where_nothing_is_known_nothing_is_counted(self, tmp_path: Path) -> None:
+        lake = self.lake(tmp_path, {"endpoint": "unknown"}, {"endpoint": None})
+        assert self.notes(lake) == []
+        assert pd.isna(records(lake.report("flows"))[0]["stale"])

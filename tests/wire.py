@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -85,11 +84,12 @@ def read_all(sniffer: Sniffer, path: Path) -> list[Record]:
     """What was captured until now. The sniffer accepts nothing more."""
     sniffer.finish()
     model = Handle.dead(sniffer.link_type, sniffer.source.snaplen)
-    dumper = Dumper(model, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), 1 << 20)
-    deadline = time.monotonic() + 1
-    while sniffer.read(dumper)[0] or not (sniffer.is_empty() or time.monotonic() > deadline):
-        time.sleep(0.002)
-    dumper.flush()
-    dumper.close()
+    with path.open("wb") as file:
+        dumper = Dumper(model, file.write, 1 << 20)
+        deadline = time.monotonic() + 1
+        while sniffer.read(dumper)[0] or not (sniffer.is_empty() or time.monotonic() > deadline):
+            time.sleep(0.002)
+        dumper.flush()
+        dumper.close()
     model.close()
     return records(path)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL
 from analysis.reports.connections import Points, flows_in
-from analysis.reports.coverage import Coverage, coverage
 from analysis.reports.filters import FLOW_SIDES, Filters
+from analysis.reports.missing import Missing, missing
 from analysis.reports.window import Window, time_text
 
 if TYPE_CHECKING:
@@ -49,16 +49,16 @@ class Completeness:
     unseen: int
     """Retransmissions of data that no point had seen before: they were lost before the first one."""
     has_names: bool
-    coverage: Coverage
+    missing: Missing
 
-    def notes(self) -> list[str]:
-        """Sentences for the foot of a report, the ordinary ones first."""
+    def notes(self, counted: str = "counts") -> list[str]:
+        """Sentences for the foot of a report, the ordinary ones first; `counted`: what it counts."""
         if not self.files:
-            return ["no capture file has packets in this window", *self.coverage.notes()]
+            return ["no capture file has packets in this window", *self.missing.notes(counted)]
         data = "" if self.first_ns is None or self.last_ns is None else f" from {_span(self.first_ns, self.last_ns)}"
-        complete = f", {self.coverage.summary()}" if self.coverage.nodes else ""
+        complete = f", {self.missing.summary()}" if self.missing.nodes else ""
         notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}{complete}"]
-        notes += [*self.coverage.notes(), self._drops()]
+        notes += [*self.missing.notes(counted), self._drops()]
         if self.blended_files:
             what = _count(self.blended_files, "file")
             notes.append(f"{what} without interface names: {self._copies()}, and paths within a node can't be told")
@@ -132,14 +132,15 @@ def completeness(lake: Lake, window: Window) -> Completeness:
         missed_share=flows["share"],
         unseen=unseen["n"],
         has_names=names["known"],
-        coverage=coverage(lake, window),
+        missing=missing(lake, window),
     )
 
 
 def why_empty(lake: Lake, table: str, window: Window, filters: Filters) -> str:
     """Why a report has no rows: the lake has none, the window has none, or the filters match none."""
     seen = ("first_seen", "last_seen")
-    time = {"flows": seen, "hops": seen, "dns": ("ts", "coalesce(response_ts, ts)")}.get(table, ("ts", "ts"))
+    dns, spans = ("ts", "coalesce(response_ts, ts)"), ("start", '"end"')
+    time = {"flows": seen, "hops": seen, "dns": dns, "coverage": spans}.get(table, ("ts", "ts"))
     (data,) = lake.arrow(
         f"SELECT count(*) AS n, epoch_ns(min({time[0]})) AS first_ns, epoch_ns(max({time[1]})) AS last_ns FROM {table}"
     ).to_pylist()
@@ -163,7 +164,7 @@ def _names(lake: Lake, kind: str) -> list[str]:
     """All namespaces, pods, services or nodes that flows have."""
     of_sides = [f"SELECT {side}_{kind} AS name FROM flows" for side in FLOW_SIDES]
     if kind == "node":
-        of_sides.append("SELECT node FROM flows")
+        of_sides += [f"SELECT node FROM {table}" for table in ("flows", "coverage")]
     names = lake.arrow(
         f"SELECT DISTINCT name FROM ({' UNION ALL '.join(of_sides)}) WHERE name IS NOT NULL ORDER BY name"
     )

@@ -32,6 +32,12 @@ SLACK_NS: Final = 1_000_000_000
 _ANSWERS_WITHIN_NS: Final = 10 * SLACK_NS
 """How long after the last question an answer may come by UDP, and how long a port is taken to be with one socket."""
 
+_STALE_NS: Final = 60 * SLACK_NS
+"""Sockets go on being balanced to an endpoint that is gone for no longer than this; then somebody means the pod."""
+IS_STALE: Final = f"""(c.endpoint IS NOT DISTINCT FROM 'removed'
+    AND (c.resp_service IS NOT NULL OR coalesce(c.endpoint_removed_ns <= {_STALE_NS}, false)))"""
+"""SQL: whether a row c of connections was sent to an endpoint of a service that had been removed."""
+
 _IDENTITY_OF: Final = {side: [column.name for column in identity_columns(side, side)] for side in FLOW_SIDES}
 
 
@@ -74,7 +80,7 @@ def flows_by_side(window: Window, filters: Filters, by: str, points: Points) -> 
     counted AS ({_ONCE if several_points else _ALL}),
     sided AS (
         SELECT flow_uid, protocol, conn_state, handshake_rtt_ns, {", ".join(FIGURES)},
-               is_primary, counts_orig, counts_resp, false AS is_reversed,
+               is_primary, counts_orig, counts_resp, false AS is_reversed, NULL AS endpoint, false AS is_stale,
                {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
         FROM counted t
     )"""
@@ -104,14 +110,14 @@ def _stitched(window: Window, filters: Filters, by: str) -> str:
     counted AS (
         SELECT s.flow_uid, s.protocol, s.conn_state, s.handshake_rtt_ns, s.server_name, {figures},
             f.is_primary, f.counts_orig, f.counts_resp, f.is_reversed,
-            {orig}, c.orig_ip, {resp}, c.resp_service, c.resp_ip
+            {orig}, c.orig_ip, {resp}, c.resp_service, c.resp_ip, c.endpoint, {IS_STALE} AS is_stale
         FROM seen s JOIN connection_flows f USING (flow_uid) JOIN connections c USING (connection_uid)
         SEMI JOIN chosen USING (connection_uid)
         WHERE f.is_primary OR f.counts_orig OR f.counts_resp
     ),
     sided AS (
         SELECT flow_uid, protocol, conn_state, handshake_rtt_ns, {", ".join(FIGURES)},
-               is_primary, counts_orig, counts_resp, is_reversed,
+               is_primary, counts_orig, counts_resp, is_reversed, endpoint, is_stale,
                {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
         FROM counted t
     )"""

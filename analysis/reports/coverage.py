@@ -1,144 +1,129 @@
-"""On which nodes a window was recorded whole, and what is missing on the others: a zero over a gap is no zero."""
+"""`podtap report coverage`: which times of which nodes were recorded whole, and what is missing of the others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from analysis.reports.window import NANOSECONDS, Window, time_text
+from analysis.coverage import DROPS, LOST, SLACK_NS
+from analysis.errors import UsageError
+from analysis.reports.columns import WIDE, ReportColumn
+from analysis.reports.connections import Points
+from analysis.reports.filters import Filters, quoted
+from analysis.reports.window import NANOSECONDS, Window, timestamp_sql
+from analysis.schemas import COVERAGE
 
-if TYPE_CHECKING:
-    from analysis.lake_reader import Lake
+_DROPPED: Final = " + ".join(f"coalesce(drops_{reason}, 0)" for reason in LOST)
 
-SLACK_NS: Final = NANOSECONDS
-"""Between two segments, and at the ends of a window."""
-SHOWN: Final = 4
-_DROPS: Final = ("kernel", "libpcap", "disk")
-_WORDS: Final = {"evicted": "evicted by its ring", "not_collected": "not collected"}
+COLUMNS: Final = (
+    ReportColumn("node", "NODE", "label", "the node; (all) where the journal saw nothing of any"),
+    ReportColumn("start", "FROM", "time", "since when"),
+    ReportColumn("end", "UNTIL", "time", "until when"),
+    ReportColumn("complete", "COMPLETE", "text", "yes, no, or unknown"),
+    ReportColumn("kind", "WHAT", "text", "as in the table coverage"),
+    ReportColumn("packets", "PACKETS", "count", "packets recorded; of kind evicted, that there were", rank=2),
+    ReportColumn("dropped", "DROPPED", "bad", "packets that should have been captured and were not, sometime in it"),
+    *(ReportColumn(f"drops_{each}", f"BY {each}".upper(), "count", f"dropped by {each}", rank=WIDE) for each in DROPS),
+    ReportColumn("reason", "WHY", "text", "more about it, in words", rank=1),
+    ReportColumn("cluster", "CLUSTER", "text", "the cluster", rank=WIDE),
+)
 
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class NodeCoverage:
-    """What of the window one node's agent recorded."""
-
-    name: str
-    missing: tuple[str, ...]
-    """What is not there, a sentence each; none: all is."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """All nodes of which agents recorded, and the journal."""
-
-    nodes: tuple[NodeCoverage, ...]
-    journal: tuple[Span, ...]
-    """When pods may have come and gone unseen."""
-
-    @property
-    def is_complete(self) -> bool:
-        return not any(node.missing for node in self.nodes)
-
-    def summary(self) -> str:
-        """'complete on 5 of 6 nodes'; nothing where no agent recorded."""
-        complete = sum(not node.missing for node in self.nodes)
-        return f"complete on {complete} of {len(self.nodes)} nodes" if self.nodes else ""
-
-    def notes(self) -> list[str]:
-        """Which nodes are not complete, and why."""
-        told = [f"{node.name}: {', '.join(node.missing)}" for node in self.nodes if node.missing]
-        notes = told[:SHOWN]
-        if (more := len(told) - SHOWN) > 0:
-            notes.append(f"and {more} more {'node' if more == 1 else 'nodes'}: see the tables segments and gaps")
-        if told:
-            notes.append("a count of zero says nothing about what is missing")
-        if self.journal:
-            first, *others = self.journal
-            more_text = f" and {len(others)} times more" if others else ""
-            notes.append(f"the journal saw nothing from {_span(first)}{more_text}: pods of that time may have no name")
-        return notes
+ORDER: Final = 'node, cluster, start, "end"'
+ORDER_TEXT: Final = "by node and time"
 
 
-def coverage(lake: Lake, window: Window) -> Coverage:
-    """Of all nodes whose agents' recordings, or whose gaps, are in the lake."""
-    segments = lake.arrow(
-        f"""SELECT cluster, node, epoch_ns(coalesce(opened, first_ts)) AS since_ns, unsealed, truncated, salvaged,
-            epoch_ns(coalesce(sealed, last_ts)) AS until_ns, coalesce(gap_before_ns, 0) AS gap_before_ns,
-            coalesce(only_addresses, '') <> '' AS is_part, {", ".join(f"drops_{reason}" for reason in _DROPS)}
-        FROM segments WHERE cluster IS NOT NULL ORDER BY ALL"""
-    ).to_pylist()
-    gaps = lake.arrow(
-        f"""SELECT DISTINCT cluster, node, kind, epoch_ns("start") AS since_ns, epoch_ns("end") AS until_ns, reason
-        FROM gaps WHERE {window.overlaps('"start"', '"end"')} ORDER BY ALL"""
-    ).to_pylist()
-    by_node: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in (*segments, *(gap for gap in gaps if gap["node"] is not None)):
-        by_node.setdefault((row["cluster"] or "", row["node"]), [])
-    for row in segments:
-        by_node[row["cluster"], row["node"]].append(row)
-    several = len({cluster for cluster, _ in by_node}) > 1
-    nodes = []
-    for (cluster, node), rows in sorted(by_node.items()):
-        of_node = [gap for gap in gaps if (gap["cluster"] or "", gap["node"]) == (cluster, node)]
-        name = f"{cluster}/{node}" if several else node
-        nodes.append(NodeCoverage(name, tuple(_missing(rows, of_node, window))))
-    journal = tuple((gap["since_ns"], gap["until_ns"]) for gap in gaps if gap["kind"] == "journal")
-    return Coverage(tuple(nodes), journal)
+def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
+    """One row for each time of a node in which the same is true, with COLUMNS. Raises UsageError: it is of nodes."""
+    del by, points
+    if filters != Filters(node=filters.node):
+        raise UsageError("coverage is of nodes: it can be asked for a node, not for pods, services or namespaces")
+    return f"""SELECT coalesce(node, '(all)') AS node, "start", "end", kind, packets, reason, cluster,
+        CASE WHEN complete THEN 'yes' WHEN NOT complete THEN 'no' ELSE 'unknown' END AS complete,
+        CASE WHEN {" AND ".join(f"drops_{reason} IS NULL" for reason in LOST)} THEN NULL ELSE {_DROPPED} END AS dropped,
+        {", ".join(f"drops_{reason}" for reason in DROPS)}
+    FROM ({spans(window)}) WHERE {_of(filters.node)} OR node IS NULL"""
 
 
-def _missing(rows: list[dict[str, Any]], gaps: list[dict[str, Any]], window: Window) -> list[str]:
-    holes = _holes([(row["since_ns"], row["until_ns"], row["gap_before_ns"]) for row in rows], window)
-    missing = [f"nothing from {_span(hole)}{_why(hole, gaps)}" for hole in holes]
-    if not rows and not holes:
-        missing += [f"nothing{_why((gap['since_ns'], gap['until_ns']), gaps)}" for gap in gaps[:1]]
-    if len(missing) > SHOWN:
-        missing[SHOWN - 1 :] = [f"{len(missing) - SHOWN + 1} more gaps"]
-    within = [row for row in rows if _touches((row["since_ns"], row["until_ns"]), window)]
-    dropped = {reason: sum(row[f"drops_{reason}"] or 0 for row in within) for reason in _DROPS}
-    if any(dropped.values()):
-        words = " and ".join(f"{count:,} by {reason}" for reason, count in dropped.items() if count)
-        missing.append(f"{sum(dropped.values()):,} packets dropped ({words})")
-    if any(row["salvaged"] for row in within):
-        missing.append("its agent crashed, and what it dropped before is not known")
-    if any(row["is_part"] for row in within):
-        missing.append("only packets of some addresses were collected")
-    return missing
-
-
-def _holes(recorded: list[tuple[int, int, int]], window: Window) -> list[Span]:
-    """What `recorded` (since, until, gap before it; in order) leaves open; at the window's ends, too, if it has any."""
-    holes: list[Span] = []
-    known_until = window.since_ns
-    for since_ns, until_ns, gap_before_ns in recorded:
-        if known_until is not None:
-            holes.append((min(known_until, since_ns - gap_before_ns), since_ns))
-        known_until = until_ns if known_until is None else max(known_until, until_ns)
-    if window.until_ns is not None and known_until is not None:
-        holes.append((known_until, window.until_ns))
-    since, until = window.since_ns, window.until_ns
-    inside = [
-        (start if since is None else max(start, since), end if until is None else min(end, until))
-        for start, end in holes
-    ]
-    return [(start, end) for start, end in inside if end > start + SLACK_NS]
-
-
-def _touches(span: Span, window: Window) -> bool:
-    since_ns, until_ns = span
-    return (window.until_ns is None or since_ns < window.until_ns) and (
-        window.since_ns is None or until_ns >= window.since_ns
+def spans(window: Window) -> str:
+    """Rows of the table coverage that lie in the window, and for each agent's node what of the window none tells of."""
+    since = "NULL" if window.since_ns is None else timestamp_sql(window.since_ns)
+    until = "NULL" if window.until_ns is None else timestamp_sql(window.until_ns)
+    columns = ", ".join(
+        {"kind": "'missing'", "complete": "false"}.get(name, f'"{name}"' if name in _KEPT else "NULL") + f' AS "{name}"'
+        for name in COVERAGE.schema.names
     )
-
-
-def _why(hole: Span, gaps: list[dict[str, Any]]) -> str:
-    """What the recording itself says of that time."""
-    told = [gap for gap in gaps if gap["since_ns"] < hole[1] and gap["until_ns"] > hole[0]]
-    reasons = dict.fromkeys(
-        f"{_WORDS.get(gap['kind'], gap['kind'])}: {gap['reason'] or 'not told why'}" for gap in told
+    return f"""
+    WITH inside AS (
+        SELECT * FROM coverage WHERE ({until} IS NULL OR "start" < {until}) AND ({since} IS NULL OR "end" > {since})
+    ), known AS (
+        SELECT min("start") AS first, max("end") AS last FROM coverage WHERE node IS NOT NULL
+    ), ends AS (
+        SELECT cluster, node, min(i."start") AS first, max(i."end") AS last
+        FROM (SELECT DISTINCT cluster, node FROM coverage WHERE cluster IS NOT NULL AND node IS NOT NULL)
+        LEFT JOIN inside i USING (cluster, node) GROUP BY ALL
+    ), outside AS (
+        SELECT cluster, node, coalesce({since}, known.first) AS "start",
+            coalesce(ends.first, {until}, known.last) AS "end"
+        FROM ends, known WHERE ends.first IS NULL OR {since} IS NOT NULL
+        UNION ALL
+        SELECT cluster, node, ends.last AS "start", {until} AS "end" FROM ends
     )
-    return f" ({'; '.join(reasons)})" if reasons else ""
+    SELECT * FROM inside
+    UNION ALL
+    SELECT {columns} FROM outside WHERE epoch_ns("end") - epoch_ns("start") > {SLACK_NS}"""
 
 
-def _span(span: Span) -> str:
-    return f"{time_text(span[0], 0)} to {time_text(span[1], 0)}"
+_KEPT: Final = ("cluster", "node", "start", "end")
+
+
+def seconds(window: Window, node: str | None) -> str:
+    """One row for each node and second in the window, or as far as the lake tells of the node."""
+    second = NANOSECONDS
+    since_ns = None if window.since_ns is None else window.since_ns // second * second
+    until_ns = None if window.until_ns is None else -(-window.until_ns // second) * second
+    whole = Window(since_ns, until_ns)
+    of_packets = [whole.overlaps("ts", "ts"), *whole.days()]
+    return f"""
+    WITH told AS (
+        SELECT *, epoch_ns("start") AS since, epoch_ns("end") AS until, {_DROPPED} AS lost
+        FROM coverage WHERE {_of(node)}
+    ), spans AS (
+        SELECT cluster, node, min(since) AS first, max(until) AS last
+        FROM told WHERE node IS NOT NULL GROUP BY cluster, node
+    ), nodes AS (
+        SELECT *, unnest(range({f"first // {second} * {second}" if since_ns is None else since_ns},
+            {"last" if until_ns is None else until_ns}, {second})) AS ns
+        FROM spans
+    ), captured AS (
+        SELECT node, epoch_ns(ts) // {second} * {second} AS ns, count(*) AS packets
+        FROM packets WHERE {" AND ".join(of_packets)} AND {_of(node)} GROUP BY ALL
+    ), states AS (
+        SELECT n.cluster, n.node, n.ns, coalesce(string_agg(DISTINCT t.kind, ', ' ORDER BY t.kind), '') AS kinds,
+            CASE WHEN bool_or(NOT t.complete AND t.kind <> 'dropped') THEN false
+                WHEN any_value(n.first) > n.ns OR any_value(n.last) < n.ns + {second}
+                    THEN CASE WHEN n.cluster IS NOT NULL THEN false END
+                WHEN count(*) = count(*) FILTER (t.complete) THEN true END AS complete,
+            CASE WHEN count(*) = count(t.drops_kernel)
+                THEN coalesce(sum(t.lost) FILTER (t.kind = 'dropped'), 0) END AS dropped,
+            min(t.since) FILTER (t.kind = 'dropped') AS dropped_since,
+            max(t.until) FILTER (t.kind = 'dropped') AS dropped_until
+        FROM nodes n LEFT JOIN told t ON n.cluster IS NOT DISTINCT FROM t.cluster AND n.node = t.node
+            AND t.since < n.ns + {second} AND t.until > n.ns
+        GROUP BY n.cluster, n.node, n.ns
+    )
+    SELECT s.cluster, s.node, {_time("s.ns")} AS second, coalesce(c.packets, 0) AS packets, s.complete, s.kinds,
+        s.dropped::BIGINT AS dropped,
+        {_time("s.dropped_since")} AS dropped_since, {_time("s.dropped_until")} AS dropped_until,
+        EXISTS (
+            FROM coverage j WHERE j.kind = 'journal' AND (j.cluster IS NULL OR j.cluster = s.cluster)
+                AND epoch_ns(j."start") < s.ns + {second} AND epoch_ns(j."end") > s.ns
+        ) AS journal_gap
+    FROM states s LEFT JOIN captured c ON s.node = c.node AND s.ns = c.ns
+    ORDER BY s.node, s.cluster, s.ns"""
+
+
+def _of(node: str | None) -> str:
+    return "true" if node is None else f"node = {quoted(node)}"
+
+
+def _time(ns: str) -> str:
+    return f"make_timestamp_ns({ns})::TIMESTAMPTZ_NS"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from analysis.reports.columns import ReportColumn, sides
+from analysis.reports.columns import WIDE, ReportColumn, sides
 from analysis.reports.connections import Points, flows_by_side
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.sides import PARTS, side_label
@@ -20,6 +20,13 @@ COLUMNS: Final = (
     *sides(FLOW_SIDES),
     ReportColumn("connections", "CONNS", "count", "connections, and conversations of other protocols"),
     ReportColumn("failed", "FAILED", "bad", f"TCP connections that ended as {', '.join(FAILED_STATES)}"),
+    ReportColumn(
+        "stale",
+        "STALE",
+        "bad",
+        "connections sent to an endpoint that had been removed from its service; null if of none it is known",
+        rank=WIDE,
+    ),
     ReportColumn("orig_bytes", "SENT", "bytes", "payload from orig, retransmissions not counted twice"),
     ReportColumn("resp_bytes", "RECEIVED", "bytes", "payload from resp"),
     ReportColumn("tcp_segments", "SEGMENTS", "count", "TCP segments with data, SYN or FIN, both ways", rank=3),
@@ -44,6 +51,7 @@ def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
         SELECT {keys},
             count(*) FILTER (is_primary) AS connections,
             count(*) FILTER ({failed}) AS failed,
+            CASE WHEN bool_or(endpoint <> 'unknown') THEN count(*) FILTER (is_primary AND is_stale) END AS stale,
             {_total("orig_bytes", "is_primary")} AS orig_bytes,
             {_total("resp_bytes", "is_primary")} AS resp_bytes,
             {_total("orig_tcp_segments", "counts_orig")} + {_total("resp_tcp_segments", "counts_resp")} AS tcp_segments,
@@ -53,7 +61,7 @@ def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
         FROM sided GROUP BY ALL
     )
     SELECT {side_label("orig")}, {side_label("resp")}, {keys},
-        connections, failed, orig_bytes, resp_bytes, tcp_segments, retransmitted_tcp_segments,
+        connections, failed, stale, orig_bytes, resp_bytes, tcp_segments, retransmitted_tcp_segments,
         retransmitted_tcp_segments / nullif(tcp_segments, 0) AS retransmit_rate,
         rtt[1] AS handshake_rtt_p50_ns, rtt[2] AS handshake_rtt_p95_ns, rtt[3] AS handshake_rtt_p99_ns
     FROM pairs"""

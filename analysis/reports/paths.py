@@ -10,10 +10,10 @@ from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.window import Window
 
 ENDS: Final = ("from", "to")
-PLACE: Final = ("node", "interface", "encapsulation")
+PLACE: Final = ("node", "interface", "kind", "pod", "encapsulation")
 
 COLUMNS: Final = (
-    ReportColumn("from", "FROM", "label", "the observation point that packets came from: node/interface+tunnel"),
+    ReportColumn("from", "FROM", "label", "the point that packets came from: node/interface+tunnel (kind of pod)"),
     ReportColumn("to", "TO", "label", "the next point; (beyond) is behind the last one, (before) ahead of the first"),
     *(
         ReportColumn(f"{end}_{part}", f"{end} {part}".upper(), "text", f"the {part} of `{end}`", rank=WIDE)
@@ -76,6 +76,8 @@ def _quantile(share: float) -> str:
 
 
 def _label(end: str, outside: str) -> str:
-    node, interface, encapsulation = (f"{end}_{part}" for part in PLACE)
+    node, interface, kind, pod, encapsulation = (f"{end}_{part}" for part in PLACE)
     return f"""CASE WHEN {node} IS NULL THEN '{outside}'
-        ELSE concat_ws('+', concat_ws('/', {node}, {interface}), {encapsulation}) END AS "{end}\""""
+        ELSE concat_ws('+', concat_ws('/', {node}, {interface}), {encapsulation})
+            || CASE WHEN {kind} IS NULL THEN '' ELSE ' (' || concat_ws(' of ', {kind}, {pod}) || ')' END
+        END AS "{end}\""""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.errors import UsageError
-from analysis.reports import dns, flows, paths, retransmits
+from analysis.reports import coverage, dns, flows, paths, retransmits
 from analysis.reports.columns import ReportColumn
 from analysis.reports.connections import Points
 from analysis.reports.filters import Filters
@@ -38,6 +38,7 @@ REPORTS: Final = {
     ),
     "paths": ReportKind("hops", lambda by: paths.COLUMNS, paths.sql, paths.ORDER, paths.ORDER_TEXT),
     "dns": ReportKind("dns", dns.columns, dns.sql, dns.ORDER, dns.ORDER_TEXT),
+    "coverage": ReportKind("coverage", lambda by: coverage.COLUMNS, coverage.sql, coverage.ORDER, coverage.ORDER_TEXT),
 }
 
 

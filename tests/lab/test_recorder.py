@@ -6,6 +6,7 @@ ports of their connections.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -56,6 +57,8 @@ class Incident:
         self.ports: dict[str, set[int]] = {}
         self.ip = ""
         self.since = self.until = 0.0
+        self.kinds: dict[str, str] = {}
+        """By node/interface, what ip says of it."""
         pods = [WEB, CART, *(podtap_pod("agent", node) for node in NODES), podtap_pod("journal", "node-a")]
         with Lab(Topology([Node(each) for each in NODES], pods)) as lab, ApiServer() as server:
             server.follow(lab)
@@ -102,6 +105,9 @@ class Incident:
         lab.start_pod(REPORT, self.ip)
         time.sleep(A_KUBELET_TAKES)  # until the containers of a pod that has its network run
         self.ports[REPORT.name] = talk(lab, REPORT)
+        for node in NODES:
+            for link in json.loads(lab.node(node).namespace.run("ip", "-j", "-d", "link")):
+                self.kinds[f"{node}/{link['ifname']}"] = link.get("linkinfo", {}).get("info_kind", "")
         wait_until_recorded(server, server.clock())
 
 
@@ -142,6 +148,27 @@ def test_interfaces_are_named_at_both_nodes(incident: Incident, lake: Lake) -> N
     seen = {(flow["node"], flow["interface"]) for flow in flows_of(lake, incident)}
     assert {node for node, _ in seen} == set(NODES)
     assert not any(name is None or name.startswith("if") for _, name in seen)
+
+
+def test_paths_lead_from_pod_to_pod_and_say_what_each_interface_is(incident: Incident, lake: Lake) -> None:
+    """The interface of the pod that was killed is gone by the time ip was asked."""
+    connections = lake.arrow(
+        f"SELECT orig_port, path, path_kinds FROM connections WHERE orig_ip = '{incident.ip}' AND protocol = 'TCP'"
+    ).to_pylist()
+    assert len(connections) == 2 * TALKS
+    for each in connections:
+        points = ["/".join(point.split("/")[:2]) for point in each["path"]]
+        expected = ["uplink" if point.endswith("/eth0") else incident.kinds.get(point, "veth") for point in points]
+        assert each["path_kinds"] == expected
+        assert {expected[0], expected[-1]} == {"veth"} and expected.count("uplink") == 2, each
+    ends = lake.arrow(
+        f"""SELECT orig_port, from_pod, from_interface FROM hops JOIN connections USING (connection_uid)
+        WHERE orig_ip = '{incident.ip}' AND protocol = 'TCP' AND sender = 'orig' AND position = 0"""
+    ).to_pylist()
+    truth = {port: f"shop/{name}" for name, ports in incident.ports.items() for port in ports}
+    named = [(each["from_pod"], truth[each["orig_port"]]) for each in ends]
+    assert [pair for pair in named if pair[0] not in (None, pair[1])] == []
+    assert sum(one == other for one, other in named) >= 0.99 * len(ends)
 
 
 def test_the_window_is_complete_on_both_nodes(incident: Incident, lake: Lake) -> None:
