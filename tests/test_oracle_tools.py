@@ -51,8 +51,12 @@ def zeek_logs() -> list[Any]:
             continue
         if path.name.removesuffix("--conn.log") in FILTERED or capture in NOT_FOLLOWED or capture in OTHER_PORTS:
             continue
-        logs.append(pytest.param(capture, rows, id=path.name))
+        if capture not in ZEEK_DIFFERS:
+            logs.append(pytest.param(capture, rows, id=path.name))
     return logs
+
+
+ZEEK_DIFFERS = {"l2/zeek__q-in-q.pcap": "one datagram from two routers, which counts once here"}
 
 
 def without_outer_tunnels(rows: list[dict[str, str]]) -> list[dict[str, str]]:
