@@ -296,6 +296,7 @@ def rewrite(
     batch = Batch(root, name)
     for record in read_records(root):
         batch.record.inputs |= record.inputs
+        batch.record.unsealed |= record.unsealed
         batch.record.replaces.append(record.batch)
         for table, names in record.files.items():
             for file in names if not record.derived_from and table not in anew else ():
