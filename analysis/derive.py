@@ -71,8 +71,8 @@ def _has_several_points(root: Path) -> bool:
         points |= {(file.parent.name, *pair) for pair in set(pairs)}
         if len(points) > 1:
             return True
-    is_named = any(interface is not None for _, interface, _ in points)
-    return not is_named and (_shows_copies(root) or _shows_both_sides_of_nat(root))
+    is_unnamed = any(interface is None for _, interface, _ in points)
+    return is_unnamed and (_shows_copies(root) or _shows_both_sides_of_nat(root))
 
 
 def _shows_copies(root: Path) -> bool:
