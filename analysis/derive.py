@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -64,13 +64,15 @@ def _rows(file: Path, schema: pa.Schema) -> pa.Table:
 
 def _has_several_points(root: Path) -> bool:
     """Whether flows are of more than one node, interface or tunnel, or of a capture that is and does not say so."""
-    points = set()
+    points: set[tuple[str | None, ...]] = set()
     for file in lake.committed_files(root, "flows"):
-        names = pq.ParquetFile(file).read(["interface", "encapsulation"])
-        pairs = zip(*(names[name].unify_dictionaries().to_pylist() for name in names.column_names), strict=True)
-        points |= {(file.parent.name, *pair) for pair in set(pairs)}
-        if len(points) > 1:
-            return True
+        with pq.ParquetFile(file) as source:
+            for group in range(source.num_row_groups):
+                names = source.read_row_group(group, ["interface", "encapsulation"])
+                words = (names[name].unique().to_pylist() for name in names.column_names)
+                points |= set(itertools.product([file.parent.name], *words))
+                if len(points) > 1:
+                    return True
     is_unnamed = any(interface is None for _, interface, _ in points)
     return is_unnamed and (_shows_copies(root) or _shows_both_sides_of_nat(root))
 
@@ -86,20 +88,15 @@ def _shows_copies(root: Path) -> bool:
 
 def _shows_both_sides_of_nat(root: Path) -> bool:
     """Whether a TCP port seems to have opened two connections within a moment: what one and the same looks like."""
-    columns = ["protocol", "orig_ip", "orig_port", "first_seen"]
-    parts = [pq.ParquetFile(file).read(columns) for file in lake.committed_files(root, "flows")]
-    flows: Any = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-    protocol, address, port, time = (flows[name].chunk(0) for name in columns)
+    wanted = ["protocol", "orig_ip", "orig_port", "first_seen"]
+    parts = [pq.ParquetFile(file).read(wanted) for file in lake.committed_files(root, "flows")]
+    flows: Any = pa.concat_tables(parts).unify_dictionaries()
+    protocol, address = (columns.whole(flows[name]) for name in wanted[:2])
     names = protocol.dictionary.to_pylist()
     if "TCP" not in names:
         return False
-    tcp = np.flatnonzero(_numbers(protocol.indices, np.int32) == names.index("TCP"))
-    ends = (_numbers(address.indices, np.int32)[tcp].astype(np.int64) << 16) | _numbers(port, np.uint16)[tcp]
-    times = _numbers(time, np.int64)[tcp]
+    tcp = np.flatnonzero(columns.plain(protocol.indices) == names.index("TCP"))
+    ends = (columns.plain(address.indices)[tcp].astype(np.int64) << 16) | columns.plain(flows["orig_port"])[tcp]
+    times = columns.plain(flows["first_seen"])[tcp]
     order = np.lexsort((times, ends))
     return bool(((np.diff(ends[order]) == 0) & (np.diff(times[order]) < MOMENT_NS)).any())
-
-
-def _numbers(array: Any, type_: Any) -> npt.NDArray[Any]:
-    """An Arrow array as it lies in memory, anything where it is null: to_numpy() loads pandas."""
-    return np.frombuffer(array.buffers()[1], type_)[array.offset : array.offset + len(array)]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import columns
 from analysis import sightings_kernels as kernels
 from analysis.columns import PROTOCOL_NAMES
 
@@ -75,9 +76,7 @@ Records = npt.NDArray[Any]
 
 def numbers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
     """An Arrow column of numbers or times (in nanoseconds), `null` where it has none."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    found: npt.NDArray[np.int64] = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
-    return found
+    return columns.plain(column.cast(pa.int64()), null)
 
 
 def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
@@ -110,10 +109,11 @@ def flow_facts(flows: pa.Table) -> Records:
     facts["orig_syn"] = facts["resp_syn"] = -1
     (node,), names = word_numbers(flows["node"])
     facts["node"] = np.argsort(np.argsort(np.array(names, str)))[node]
-    (interface,), (tunnel,) = (word_numbers(flows[name])[0] for name in ("interface", "encapsulation"))
+    (interface,), interfaces = word_numbers(flows["interface"])
+    (tunnel,), _ = word_numbers(flows["encapsulation"])
+    facts["unnamed"] = np.array([name is None for name in interfaces] or [False])[interface]
     facts["point"] = np.unique((node << 40) + (interface << 20) + tunnel, return_inverse=True)[1]
     (facts["orig"], facts["resp"]), _ = word_numbers(flows["orig_ip"], flows["resp_ip"])
-    facts["unnamed"] = flows["interface"].is_null().to_numpy()
     for side in ("orig", "resp"):
         facts[f"{side}_port"] = numbers(flows[f"{side}_port"])
     (facts["community"],), _ = word_numbers(flows["community_id"])
@@ -146,11 +146,11 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
                 table = source.read_row_group(group, columns=["flow_uid", *names])
                 flow = _flows(table["flow_uid"].combine_chunks(), uids, order)
                 if "is_copy" in names:
-                    flow[_as_they_are(table["is_copy"])] = -1
-                columns = [_as_they_are(table[name]) for name in _NUMBERS]
+                    flow[columns.plain(table["is_copy"]) == 1] = -1
+                values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
-                counts = kernels.sample(flow, *columns, row, facts, buckets, seen, sent)
+                counts = kernels.sample(flow, *values, row, facts, buckets, seen, sent)
                 sightings.append(seen[: counts[0]].copy())
                 carried.append(sent[: counts[1]].copy())
                 row += len(table)
@@ -161,14 +161,5 @@ def _flows(texts: Any, uids: npt.NDArray[np.uint64], order: npt.NDArray[np.int64
     """The index of each packet's flow, -1 for none; `uids` are sorted, and `order` says whose they are."""
     place = np.searchsorted(uids, uid_numbers(texts.dictionary))
     flow = np.append(order[np.minimum(place, len(order) - 1)], -1).astype(np.int32)
-    found: npt.NDArray[np.int32] = flow[_as_they_are(texts.indices, -1)]
+    found: npt.NDArray[np.int32] = flow[columns.plain(texts.indices, -1)]
     return found
-
-
-def _as_they_are(column: Any, null: int = 0) -> npt.NDArray[Any]:
-    """An Arrow column of numbers or times in its own width, `null` where it has none."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    column = column.view(pa.int64()) if pa.types.is_timestamp(column.type) else column
-    column = column.fill_null(null) if column.null_count else column
-    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values
