@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,10 @@ NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
 UNKNOWN_NODE: Final = "unknown"
 """Also an empty file beside nodes such as 007, which pandas would make numbers if there were no other names."""
+
+
+Change = Callable[[str, pa.Table, str], pa.Table]
+"""Makes other rows of a table's rows, which are of one node."""
 
 
 @dataclass
@@ -179,7 +183,9 @@ class Batch:
             part = rows if (days == day).all() else rows.filter(columns.flags(days == day))
             date = str(np.datetime64(day, "D"))
             groups = max(len(part) // ROW_GROUP_ROWS, 1)
-            self._writer(table, date, node).write_table(part, row_group_size=-(-len(part) // groups))
+            for group in range(groups):
+                begin, end = len(part) * group // groups, len(part) * (group + 1) // groups
+                self._writer(table, date, node).write_table(_with_own_words(part.slice(begin, end - begin)))
 
     def add_packets(self, day: int, row_group: RowGroup, node: str = UNKNOWN_NODE) -> None:
         """A row group of packets, all of one UTC day (since 1970)."""
@@ -203,7 +209,7 @@ class Batch:
             for table, date, _ in list(self._writers):
                 self._writer(table, date, UNKNOWN_NODE)
 
-    def rewrite_file(self, table: str, name: str, change: Callable[[str, pa.Table], pa.Table]) -> None:
+    def rewrite_file(self, table: str, name: str, change: Change) -> None:
         """Takes over a file of the lake, row group by row group as `change` makes it; as it is if nothing changes."""
         files = self.record.files.setdefault(table, [])
         folder = name.rpartition("/")[0]
@@ -217,7 +223,7 @@ class Batch:
         ):
             for group in range(source.num_row_groups if table in NAMED_TABLES else 0):
                 before = source.read_row_group(group).select(schema.names).cast(schema)
-                after = change(table, before)
+                after = change(table, before, unquote(folder.rpartition("/node=")[2]))
                 changed = changed or not _plain(after).equals(_plain(before))
                 writer.write_table(after, row_group_size=ROW_GROUP_ROWS)
         if not changed:
@@ -272,6 +278,16 @@ def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     return ns // DAY_NS
 
 
+def _with_own_words(rows: pa.Table) -> pa.Table:
+    """The rows of a row group, without the words of others: it would have to hold them all."""
+    for place, declared in enumerate(rows.schema):
+        if declared.type == NAME:
+            column: Any = columns.whole(rows.column(place))
+            if len(column.dictionary) > len(rows):
+                rows = rows.set_column(place, declared, column.cast(pa.string()).dictionary_encode())
+    return rows
+
+
 def _writer_options(table: str) -> dict[str, Any]:
     """Dictionaries for what repeats, and statistics of what is filtered by: words and times."""
     words = [field.name for field in TABLES[table].schema if field.type == NAME]
@@ -288,11 +304,11 @@ def _writer_options(table: str) -> dict[str, Any]:
 def rewrite(
     root: Path,
     name: str,
-    change: Callable[[str, pa.Table], pa.Table],
+    change: Change,
     anew: Mapping[str, pa.Table],
     more: Mapping[str, pa.Table],
 ) -> None:
-    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`; adds `more`.
+    """Replaces all rows of the lake by what `change` makes of them, and the tables `anew`; adds `more`.
 
     Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
     over all others from those before it.
