@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import columns, lake
-from analysis.coverage import coverage_rows
+from analysis.coverage import NEEDED, coverage_rows
 from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
 from analysis.recordings import plain_rows, rows_of
-from analysis.schemas import COVERAGE, GAPS, SEGMENTS
+from analysis.schemas import COVERAGE, GAPS, SEGMENTS, Table
 
 
 def derive(root: Path, identities: Identities) -> None:
@@ -42,17 +42,19 @@ def derive(root: Path, identities: Identities) -> None:
 
 def coverage_of(root: Path) -> pa.Table:
     """schemas.COVERAGE of a lake's segments and gaps."""
-    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_rows(file, GAPS.schema)))
+    names = GAPS.schema.names
+    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_read(file, GAPS, names)))
     return columns.table_of(COVERAGE, coverage_rows(_segments(root), gaps))
 
 
 def _segments(root: Path) -> Iterator[dict[str, Any]]:
     for file in lake.committed_files(root, SEGMENTS.name):
-        yield from rows_of(_rows(file, SEGMENTS.schema), unquote(file.parent.name.partition("=")[2]))
+        yield from rows_of(_read(file, SEGMENTS, NEEDED), unquote(file.parent.name.partition("=")[2]))
 
 
-def _rows(file: Path, schema: pa.Schema) -> pa.Table:
-    return pq.ParquetFile(file).read().select(schema.names).cast(schema)
+def _read(file: Path, table: Table, names: Sequence[str]) -> pa.Table:
+    schema = pa.schema([table.schema.field(name) for name in names])
+    return pq.ParquetFile(file).read(list(names)).select(schema.names).cast(schema)
 
 
 def _has_several_points(root: Path) -> bool:
