@@ -1,6 +1,7 @@
 """Numpy columns to the Arrow columns that schemas.py declares.
 
-Made of buffers: pa.array() would load pandas first, if that is installed, which takes a tenth of a second.
+Made of buffers: pa.array(), to_numpy() and empty_table() would load pandas first, if that is installed, which takes
+longer than the analysis of a million packets.
 """
 
 from __future__ import annotations
@@ -56,6 +57,43 @@ def flags(values: Values, validity: pa.Buffer | None = None) -> Column:
     return pa.Array.from_buffers(pa.bool_(), len(values), [validity, bitmap(values.astype(bool))])
 
 
+def array(values: Values, valid: npt.NDArray[np.bool_] | None = None) -> Column:
+    """Numbers, booleans, or strings (as objects, None is null), in the type that numpy has them in."""
+    if values.dtype == object:
+        return texts(values.tolist())
+    validity = None if valid is None else bitmap(valid)
+    return (
+        flags(values, validity)
+        if values.dtype == bool
+        else numbers(values, pa.from_numpy_dtype(values.dtype), validity)
+    )
+
+
+def whole(column: Any) -> Any:
+    """A column in one piece."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.combine_chunks() if column.num_chunks else values([], column.type)
+
+
+def plain(column: Any, null: int = 0) -> Values:
+    """An Arrow column of numbers, booleans or times (in nanoseconds) in its own width, `null` where it has none."""
+    column = whole(column)
+    if pa.types.is_boolean(column.type):
+        return plain(column.cast(pa.uint8()), null).view(np.bool_)
+    dtype = np.dtype(np.int64 if pa.types.is_timestamp(column.type) else column.type.to_pandas_dtype())
+    validity, content = column.buffers()
+    found = (
+        np.frombuffer(content, dtype, len(column), dtype.itemsize * column.offset)
+        if len(column)
+        else np.empty(0, dtype)
+    )
+    if not column.null_count:
+        return found
+    bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[column.offset :][: len(column)]
+    return np.where(bits, found, dtype.type(null))
+
+
 def names(index: Values, words: Column | Sequence[str | None], validity: pa.Buffer | None = None) -> Column:
     """A dictionary column: words[index[i]]."""
     if not isinstance(words, pa.Array):
@@ -87,7 +125,11 @@ def text(content: Any, ends: npt.NDArray[np.int32], validity: pa.Buffer | None =
 
 
 def values(found: Sequence[Any], type_: pa.DataType) -> Column:
-    """A column of any of the schemas' types, but lists, from Python's values or None."""
+    """A column of any of the schemas' types from Python's values or None."""
+    if pa.types.is_list(type_):
+        ends = np.cumsum([0, *(len(value or ()) for value in found)], dtype=np.int32)
+        parts = values([part for value in found for part in value or ()], type_.value_type)
+        return lists(ends, parts, bitmap(np.array([value is not None for value in found], np.bool_)))
     if type_ == NAME:
         words = list(dict.fromkeys(word for word in found if word is not None))
         place = {word: number for number, word in enumerate(words)} | {None: -1}
@@ -99,19 +141,29 @@ def values(found: Sequence[Any], type_: pa.DataType) -> Column:
     return flags(plain, validity) if type_ == pa.bool_() else numbers(plain, type_, validity)
 
 
+def lists(ends: npt.NDArray[np.int32], parts: Column, validity: pa.Buffer | None = None) -> Column:
+    """Lists: the i-th is parts[ends[i]:ends[i + 1]]."""
+    buffers = [validity, pa.py_buffer(ends.data)]
+    return pa.Array.from_buffers(pa.list_(parts.type), len(ends) - 1, buffers, children=[parts])
+
+
 def table_of(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows of a table from Python's; a column that a row does not have is null."""
     found: dict[str, Column] = {}
     for column in table.columns:
-        of_rows = [row.get(column.name) for row in rows]
-        is_list = pa.types.is_list(column.type)
-        found[column.name] = pa.array(of_rows, column.type) if is_list else values(of_rows, column.type)
+        found[column.name] = values([row.get(column.name) for row in rows], column.type)
     return to_table(table.name, found)
 
 
 def fixed_text(content: npt.NDArray[np.uint8], width: int) -> Column:
     """Strings that all have `width` bytes."""
     return text(content.data, np.arange(0, len(content) + 1, width, dtype=np.int32))
+
+
+def repeated(word: str, count: int) -> Column:
+    """The same string in every row."""
+    content = word.encode()
+    return text(content * count, np.arange(count + 1, dtype=np.int32) * np.int32(len(content)))
 
 
 def distinct(high: Values, low: Values) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

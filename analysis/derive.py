@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,13 @@ def _read(file: Path, table: Table, names: Sequence[str]) -> pa.Table:
 
 def _has_several_points(root: Path) -> bool:
     """Whether flows are of more than one node, interface or tunnel."""
-    points = set()
+    points: set[tuple[str, ...]] = set()
     for file in lake.committed_files(root, "flows"):
-        names = pq.ParquetFile(file).read(["interface", "encapsulation"])
-        pairs = zip(*(names[name].unify_dictionaries().to_pylist() for name in names.column_names), strict=True)
-        points |= {(file.parent.name, *pair) for pair in set(pairs)}
-        if len(points) > 1:
-            return True
+        with pq.ParquetFile(file) as source:
+            for group in range(source.num_row_groups):
+                names = source.read_row_group(group, ["interface", "encapsulation"])
+                words = (names[name].unique().to_pylist() for name in names.column_names)
+                points |= set(itertools.product([file.parent.name], *words))
+                if len(points) > 1:
+                    return True
     return False

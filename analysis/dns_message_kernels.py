@@ -135,10 +135,18 @@ def may_be_dns(data: Bytes, p: Record) -> Any:
         return p["protocol"] == TCP or p["fragment"] == FRAGMENT_FIRST or p["payload_captured"] >= ID_AND_FLAGS
     if p["protocol"] == UDP:
         return p["payload_captured"] > HEADER and is_standard(data, p["payload_offset"])
-    for port in (1053, 5353, 8053, 9053):
-        if low == port or high == port:
-            return True
-    return False
+    return True
+
+
+@inner
+def is_other_tcp(p: Record) -> Any:
+    """Most packets: told by what is close together in memory."""
+    if p["protocol"] != TCP:
+        return False
+    for port in (53, 1053, 5353, 8053, 9053):
+        if p["src_port"] == port or p["dst_port"] == port:
+            return False
+    return True
 
 
 @inner
@@ -165,7 +173,9 @@ def find_candidates(data: Bytes, packets: Records, candidates: Records) -> Int:
     found = 0
     for i in range(packets.size):
         p = packets[i]
-        if (p["protocol"] != UDP and p["protocol"] != TCP) or p["ip_version"] == 0 or p["is_copy"] != 0:
+        if is_other_tcp(p) or (p["protocol"] != UDP and p["protocol"] != TCP):
+            continue
+        if p["ip_version"] == 0 or p["is_copy"] != 0:
             continue
         if p["has_ports"] == 0 and p["fragment"] <= FRAGMENT_FIRST:
             continue

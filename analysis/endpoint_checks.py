@@ -42,11 +42,11 @@ def add_endpoints(endpoints: Endpoints, connections: pa.Table) -> pa.Table:
     turned |= _numbers(connections["resp_port"]) != _numbers(connections["backend_port"])
     has_ports = _is(connections["protocol"], *PROTOCOLS)
     rows = np.flatnonzero(has_ports & np.where(to_service, turned, ~_is(connections["orig_identity"], "node")))
-    checked = _Checks(endpoints).of(connections.select(_NEEDED).take(_array(rows)), to_service[rows])
+    checked = _Checks(endpoints).of(connections.select(_NEEDED).take(columns.array(rows)), to_service[rows])
     filled = {name: connections[name] for name in connections.column_names}
     place = np.full(len(connections), _NONE)
     place[rows] = np.arange(len(rows))
-    filled |= {name: values.take(pa.array(place, mask=place < 0)) for name, values in checked.items()}
+    filled |= {name: values.take(columns.array(place, place >= 0)) for name, values in checked.items()}
     schema = CONNECTIONS.schema
     return pa.table([filled[field.name] for field in schema], schema=schema)
 
@@ -94,7 +94,7 @@ class _Checks:
 
     def of(self, connections: pa.Table, to_service: Flags) -> dict[str, Any]:
         """The columns that begin with endpoint; those of a service's address are `to_service`."""
-        ts = connections["first_seen"].combine_chunks().cast(pa.int64()).to_numpy()
+        ts = columns.plain(connections["first_seen"])
         row, key, name, names = self._candidates(connections, to_service)
         answer = self._timelines.at(key, ts[row])
         answer[answer < 0] = _ANSWER_UNKNOWN
@@ -124,7 +124,7 @@ class _Checks:
             "endpoint": columns.some_names(of_best(verdict), VERDICTS),
             "endpoint_of": columns.some_names(of_best(name), names),
             "endpoint_pod": columns.some_names(of_best(interval), pods),
-            "endpoint_removed_ns": pa.array(ago, mask=ago < 0),
+            "endpoint_removed_ns": columns.array(ago, ago >= 0),
         }
 
     def _candidates(self, connections: pa.Table, to_service: Flags) -> tuple[Integers, Integers, Integers, list[str]]:
@@ -133,7 +133,7 @@ class _Checks:
         keys: list[int] = []
         labels: list[str] = []
         counts = []
-        asked = connections.take(_array(first)).select(_SIDES).to_pylist()
+        asked = connections.take(columns.array(first)).select(_SIDES).to_pylist()
         for each, is_service in zip(asked, to_service[first].tolist(), strict=True):
             namespace, service, *address = each.values()
             found = self._by_address.get(tuple(address), [])
@@ -189,8 +189,7 @@ def _groups(numbers: Sequence[Integers]) -> tuple[Integers, Integers]:
 
 def _are_different(one: pa.ChunkedArray[Any], other: pa.ChunkedArray[Any]) -> Flags:
     plain: list[Any] = [each.cast(pa.string()) for each in (one, other)]
-    different: Flags = pc.not_equal(*plain).to_numpy()
-    return different
+    return columns.plain(pc.not_equal(*plain))
 
 
 def _is(names: pa.ChunkedArray[Any], *words: str) -> Flags:
@@ -200,13 +199,8 @@ def _is(names: pa.ChunkedArray[Any], *words: str) -> Flags:
 def _numbers(column: pa.ChunkedArray[Any]) -> Integers:
     """Numbers as they are, words as their places in a dictionary; -1 for null."""
     values = _dictionary(column).indices if pa.types.is_dictionary(column.type) else column.combine_chunks()
-    numbers: Integers = values.cast(pa.int64()).fill_null(_NONE).to_numpy(zero_copy_only=False)
-    return numbers
+    return columns.plain(values.cast(pa.int64()), _NONE)
 
 
 def _dictionary(names: pa.ChunkedArray[Any]) -> Any:
     return names.unify_dictionaries().combine_chunks()
-
-
-def _array(values: npt.NDArray[Any]) -> Any:
-    return pa.array(values)

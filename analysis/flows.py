@@ -129,7 +129,9 @@ class Flows:
         closed, self._closed = self._closed, _no_closed()
         count, minute_count, _ = closed.counts.tolist()
         flows = closed.flows[:count]
-        server_names = [self._server_names.pop(uid, None) for uid in flows["flow_uid"].tolist()]
+        server_names: list[str | None] = [None] * count
+        if self._server_names:
+            server_names = [self._server_names.pop(uid, None) for uid in flows["flow_uid"].tolist()]
         history = closed.history.reshape(-1, accounts.HISTORY_BYTES)[:count]
         return flows, closed.sides[: 2 * count], history, server_names, closed.minutes[:minute_count]
 

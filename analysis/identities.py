@@ -170,9 +170,9 @@ class Identities:
         """
         if not len(self.table):
             return _nobody(len(ip))
-        nanoseconds = _numpy(_array(ts).cast(pa.timestamp("ns", tz="UTC")).view(pa.int64()), 0)
+        nanoseconds = columns.plain(ts.cast(pa.timestamp("ns", tz="UTC")))
         lookup = self._lookup(cluster)
-        owner = lookup.owners(_dictionary(ip), _numpy(_array(port), -1), _dictionary(protocol), nanoseconds)
+        owner = lookup.owners(_dictionary(ip), _numpy(port, -1), _dictionary(protocol), nanoseconds)
         return _answers(lookup.names, owner)
 
     def _lookup(self, cluster: str | None) -> _Lookup:
@@ -188,7 +188,7 @@ class _Lookup:
 
     def __init__(self, rows: list[Ownership]) -> None:
         owners = [row for row in rows if not row.is_range]
-        self._ips = pa.array(sorted({row.ip for row in owners}), pa.string())
+        self._ips = columns.texts(sorted({row.ip for row in owners}))
         numbers = {ip: number for number, ip in enumerate(self._ips.to_pylist())}
         names: dict[tuple[str | None, ...], int] = {name: at for at, name in enumerate(_NAMELESS)}
         of_address, of_port = [], []
@@ -226,7 +226,7 @@ class _Lookup:
         occurs = np.zeros(len(words) + 1, np.bool_)
         occurs[index] = True
         used = np.flatnonzero(occurs[:-1])
-        kinds[used] = self._ranges.classify(words.take(used).to_pylist())
+        kinds[used] = self._ranges.classify(words.take(columns.array(used)).to_pylist())
         return kinds[index]
 
 
@@ -281,11 +281,13 @@ def _answers(names: pa.Table, owner: Integers) -> dict[str, Words]:
     occurs = np.zeros(len(names), np.bool_)
     occurs[owner] = True
     place = (np.cumsum(occurs) - 1)[owner]
-    used = names.take(np.flatnonzero(occurs))
-    answers = {}
+    used = names.take(columns.array(np.flatnonzero(occurs)))
+    answers: dict[str, Words] = {}
     for name in ANSWERS:
-        column = used[name].combine_chunks().dictionary_encode()
-        answers[name] = pa.DictionaryArray.from_arrays(column.indices.take(place), column.dictionary)
+        column: Any = used[name].combine_chunks().dictionary_encode()
+        index = columns.plain(column.indices, -1)[place]
+        named: Any = columns.names(index, column.dictionary, columns.bitmap(index >= 0))
+        answers[name] = named
     return answers
 
 
@@ -305,18 +307,13 @@ def _nobody(length: int) -> dict[str, Words]:
     return dict.fromkeys(ANSWERS, _repeated(None, length)) | {"identity": _repeated("unknown", length)}
 
 
-def _array(column: Column) -> Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _dictionary(column: Column) -> Words:
     words: Any = column.unify_dictionaries().combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return words if isinstance(words, pa.DictionaryArray) else words.dictionary_encode()
 
 
-def _numpy(column: Array, null: int) -> Integers:
-    numbers: Integers = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
-    return numbers
+def _numpy(column: Column, null: int) -> Integers:
+    return columns.plain(column.cast(pa.int64()), null)
 
 
 def _to_table(rows: Sequence[Ownership]) -> pa.Table:
@@ -330,15 +327,15 @@ def _to_table(rows: Sequence[Ownership]) -> pa.Table:
     }
     schema = schemas.IDENTITIES.schema
     values = {name: special.get(name, attrgetter(name)) for name in schema.names}
-    made = [pa.array([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
+    made = [columns.values([values[name](row) for row in rows], schema.field(name).type) for name in schema.names]
     return pa.table(made, schema=schema)
 
 
 def _from_table(table: pa.Table) -> list[Ownership]:
-    starts = _numpy(_array(table["start"]), BEGINNING_NS).tolist()
-    held = _numpy(_array(table["held"]), BEGINNING_NS).tolist()
-    kept = _numpy(_array(table["kept"]), NO_END_NS).tolist()
-    ends = _numpy(_array(table["end"]), NO_END_NS).tolist()
+    starts = columns.plain(table["start"], BEGINNING_NS).tolist()
+    held = columns.plain(table["held"], BEGINNING_NS).tolist()
+    kept = columns.plain(table["kept"], NO_END_NS).tolist()
+    ends = columns.plain(table["end"], NO_END_NS).tolist()
     rows = table.drop_columns(["start", "held", "kept", "end"]).to_pylist()
     found = [
         Ownership(

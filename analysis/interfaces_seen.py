@@ -89,7 +89,7 @@ def _pods(fact: Integers, addresses: Sequence[str | None], ts: Any, identities: 
     if len(at):
         ip = columns.some_names(fact[at], addresses)
         nothing = pa.nulls(len(at), pa.uint16()), columns.some_names(np.full(len(at), -1), [])
-        answers: dict[str, Any] = identities.identify(ip, *nothing, ts.take(pa.array(at)))
+        answers: dict[str, Any] = identities.identify(ip, *nothing, ts.take(columns.array(at)))
         names = zip(answers["namespace"].to_pylist(), answers["pod"].to_pylist(), strict=True)
         index[at] = [words.setdefault(f"{namespace}/{pod}", len(words)) if pod else -1 for namespace, pod in names]
     return columns.some_names(index, list(words))

@@ -273,11 +273,15 @@ def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _writer_options(table: str) -> dict[str, Any]:
-    """Dictionaries for what repeats."""
+    """Dictionaries for what repeats, and statistics of what is filtered by: words and times."""
+    words = [field.name for field in TABLES[table].schema if field.type == NAME]
+    times = [field.name for field in TABLES[table].schema if pa.types.is_timestamp(field.type)]
     return {
         "compression": "zstd",
         "compression_level": 1,
-        "use_dictionary": [field.name for field in TABLES[table].schema if field.type == NAME],
+        "use_dictionary": words,
+        "column_encoding": dict.fromkeys(times, "DELTA_BINARY_PACKED"),
+        "write_statistics": words + times,
     }
 
 
@@ -296,6 +300,7 @@ def rewrite(
     batch = Batch(root, name)
     for record in read_records(root):
         batch.record.inputs |= record.inputs
+        batch.record.unsealed |= record.unsealed
         batch.record.replaces.append(record.batch)
         for table, names in record.files.items():
             for file in names if not record.derived_from and table not in anew else ():

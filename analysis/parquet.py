@@ -7,6 +7,7 @@ https://parquet.apache.org/docs/file-format/ and parquet.thrift in https://githu
 from __future__ import annotations
 
 import base64
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ import pyarrow as pa
 from analysis.thrift import I8, I64, Value, encode, zigzag
 
 MAGIC: Final = b"PAR1"
+MOST_PARTS: Final = 1024
+"""That Linux writes at a time (IOV_MAX)."""
 PLAIN, RLE, DELTA_BINARY_PACKED, RLE_DICTIONARY = 0, 3, 5, 8
 BOOLEAN, INT32, INT64, BYTE_ARRAY = 0, 1, 2, 6
 REQUIRED, OPTIONAL = 0, 1
@@ -119,7 +122,7 @@ class ParquetWriter:
         self._rows = 0
         self._file = path.open("wb", buffering=0)
         self._size = 0
-        self._write(MAGIC)
+        self._write([MAGIC])
 
     def write_row_group(self, chunks: Mapping[str, ColumnChunk], rows: int) -> None:
         """All columns of the schema, of `rows` rows each."""
@@ -147,7 +150,7 @@ class ParquetWriter:
             }
         )
         with self._file:
-            self._write(footer + struct.pack("<I", len(footer)) + MAGIC)
+            self._write([footer, struct.pack("<I", len(footer)), MAGIC])
 
     def _write_chunk(self, chunk: ColumnChunk, element: Mapping[int, Value]) -> Value:
         chunk.finish()
@@ -161,7 +164,7 @@ class ParquetWriter:
             head = encode(page | {7: {1: chunk.dictionary.values, 2: PLAIN}})
             data_at += len(head) + len(content)
             parts = [head, content, *parts]
-        self._write(b"".join(parts))
+        self._write(parts)
         size = self._size - start
         meta: dict[int, Value] = {1: element[1], 2: encodings, 3: [element[4]], 4: UNCOMPRESSED, 5: I64(chunk.rows)}
         meta |= {6: I64(size), 7: I64(size), 9: I64(data_at)}
@@ -171,12 +174,16 @@ class ParquetWriter:
             meta[12] = {3: I64(0), 5: struct.pack("<q", chunk.most), 6: struct.pack("<q", chunk.least)}
         return {2: I64(start), 3: meta}
 
-    def _write(self, content: bytes) -> None:
-        """All of it; a raw write may stop early."""
-        self._size += len(content)
-        rest = memoryview(content)
+    def _write(self, parts: Sequence[bytes]) -> None:
+        """All of them; a raw write may stop early."""
+        rest = [memoryview(part) for part in parts if part]
+        self._size += sum(map(len, rest))
         while rest:
-            rest = rest[self._file.write(rest) :]
+            written = os.writev(self._file.fileno(), rest[:MOST_PARTS])
+            while rest and written >= len(rest[0]):
+                written -= len(rest.pop(0))
+            if written:
+                rest[0] = rest[0][written:]
 
 
 def _element(column: pa.Field[Any]) -> dict[int, Value]:

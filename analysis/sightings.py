@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import columns
 from analysis import sightings_kernels as kernels
 from analysis.columns import PROTOCOL_NAMES
 
@@ -74,9 +75,7 @@ Records = npt.NDArray[Any]
 
 def numbers(column: Any, null: int = 0) -> npt.NDArray[np.int64]:
     """An Arrow column of numbers or times (in nanoseconds), `null` where it has none."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    found: npt.NDArray[np.int64] = column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
-    return found
+    return columns.plain(column.cast(pa.int64()), null)
 
 
 def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
@@ -142,10 +141,10 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
             for group in range(source.num_row_groups):
                 table = source.read_row_group(group, columns=["flow_uid", *_NUMBERS])
                 flow = _flows(table["flow_uid"].combine_chunks(), uids, order)
-                columns = [_as_they_are(table[name]) for name in _NUMBERS]
+                values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
-                counts = kernels.sample(flow, *columns, row, facts, buckets, seen, sent)
+                counts = kernels.sample(flow, *values, row, facts, buckets, seen, sent)
                 sightings.append(seen[: counts[0]].copy())
                 carried.append(sent[: counts[1]].copy())
                 row += len(table)
@@ -156,14 +155,5 @@ def _flows(texts: Any, uids: npt.NDArray[np.uint64], order: npt.NDArray[np.int64
     """The index of each packet's flow, -1 for none; `uids` are sorted, and `order` says whose they are."""
     place = np.searchsorted(uids, uid_numbers(texts.dictionary))
     flow = np.append(order[np.minimum(place, len(order) - 1)], -1).astype(np.int32)
-    found: npt.NDArray[np.int32] = flow[_as_they_are(texts.indices, -1)]
+    found: npt.NDArray[np.int32] = flow[columns.plain(texts.indices, -1)]
     return found
-
-
-def _as_they_are(column: Any, null: int = 0) -> npt.NDArray[Any]:
-    """An Arrow column of numbers or times in its own width, `null` where it has none."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    column = column.view(pa.int64()) if pa.types.is_timestamp(column.type) else column
-    column = column.fill_null(null) if column.null_count else column
-    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values

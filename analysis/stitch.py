@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis import columns
 from analysis.clocks import Offset, bounds, clock_offsets, corrected
 from analysis.connections import connections_of
 from analysis.lake import committed_files
@@ -74,10 +75,10 @@ def stitch(root: Path) -> Stitched:
     for side, letter in (("orig", "A"), ("resp", "a")):
         flows = flows.append_column(f"{side}_acknowledges", pc.match_substring(flows["history"], letter))
     retransmits = _read(root, "retransmits", _RETRANSMITS, ("ts", "flow_uid", "seq"))
-    retransmits = retransmits.filter(pa.array(retransmits["tcp_segments"].to_numpy() > 0))
+    retransmits = retransmits.filter(columns.array(columns.plain(retransmits["tcp_segments"]) > 0))
     facts = flow_facts(flows)
     node = facts["node"].astype(np.int64)
-    resent = retransmits["seq"].to_numpy().astype(np.uint32)
+    resent = columns.plain(retransmits["seq"]).astype(np.uint32)
     sightings, carried = read_packets(committed_files(root, "packets"), facts, resent)
     sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
     connection, flipped = connections_of(facts, sightings)
@@ -117,12 +118,13 @@ def stitch(root: Path) -> Stitched:
 
 def _read(root: Path, table: str, names: Sequence[str], order: Sequence[str]) -> pa.Table:
     """Columns of a table, words as plain text, and `node`; in this order."""
-    empty = pa.table({name: pa.array([], _plain(TABLES[table].schema.field(name).type)) for name in names})
-    parts = [empty.append_column("node", pa.array([], pa.string()))]
+    schema = pa.schema([pa.field(name, _plain(TABLES[table].schema.field(name).type)) for name in names])
+    nothing = [columns.values([], field.type) for field in schema]
+    parts = [pa.table([*nothing, columns.texts([])], schema=schema.append(pa.field("node", pa.string())))]
     for file in committed_files(root, table):
-        rows = pq.ParquetFile(file).read(list(names)).cast(empty.schema)
+        rows = pq.ParquetFile(file).read(list(names)).cast(schema)
         node = unquote(file.parent.name.partition("=")[2])
-        parts.append(rows.append_column("node", pa.array([node] * len(rows), pa.string())))
+        parts.append(rows.append_column("node", columns.repeated(node, len(rows))))
     found = pa.concat_tables(parts)
     return found.take(pc.sort_indices(found, sort_keys=[(name, "ascending") for name in order]))
 
@@ -134,7 +136,7 @@ def _plain(type_: pa.DataType) -> pa.DataType:
 def of_side(flows: pa.Table, what: str, sent_by_orig: bool, flipped: Flags) -> Integers:
     """A figure of flows, such as packets, of the connection's orig or resp."""
     by_orig = ~flipped if sent_by_orig else flipped
-    orig, resp = (flows[f"{side}_{what}"].to_numpy(zero_copy_only=False) for side in ("orig", "resp"))
+    orig, resp = (columns.plain(flows[f"{side}_{what}"]) for side in ("orig", "resp"))
     return np.where(by_orig, orig, resp)
 
 
@@ -195,7 +197,7 @@ def _events(
     ts = numbers(retransmits["ts"])
     ts = corrected(ts, facts["node"].astype(np.int64)[flow], offsets)
     delay = numbers(retransmits["delay_ns"], -1)
-    seq = retransmits["seq"].to_numpy().astype(np.uint32)
+    seq = columns.plain(retransmits["seq"]).astype(np.uint32)
     events, ways = events_of(way[at], ts[at], delay[at], seq[at], at, sender_flow)
     place = np.full(2 * len(facts), -1, np.int32)
     place[ways["way"]] = np.arange(len(ways))

@@ -48,7 +48,8 @@ def _connections(stitched: Stitched) -> pa.Table:
     backend_ip, backend_port = _end(stitched, "resp", near_resp)
     snat_ip, snat_port = _end(stitched, "orig", near_resp)
     points, kinds = _point_names(stitched), stitched.flows["kind"].combine_chunks()
-    same = pc.fill_null(pc.and_(pc.equal(orig_ip, snat_ip), pc.equal(orig_port, snat_port)), True)
+    same = columns.plain(pc.and_(pc.equal(orig_ip, snat_ip), pc.equal(orig_port, snat_port)), True)
+    turned = columns.array(np.arange(len(same)), ~same)
     values = {
         "connection_uid": _of_flows(stitched, "flow_uid", primary),
         "protocol": _names(stitched, "protocol", primary),
@@ -60,8 +61,8 @@ def _connections(stitched: Stitched) -> pa.Table:
         "resp_port": resp_port,
         "backend_ip": backend_ip,
         "backend_port": backend_port,
-        "snat_ip": pc.if_else(same, pa.scalar(None, snat_ip.type), snat_ip),
-        "snat_port": pc.if_else(same, pa.scalar(None, snat_port.type), snat_port),
+        "snat_ip": snat_ip.take(turned),
+        "snat_port": snat_port.take(turned),
         "flows": np.bincount(connection, minlength=len(connection))[roots],
         "path": _along_path(stitched, 1, roots, points),
         "return_path": _along_path(stitched, 0, roots, points),
@@ -98,7 +99,7 @@ def _hops(stitched: Stitched) -> pa.Table:
     """Hops that packets were seen to take, and those that they were lost on."""
     seen = stitched.hops
     lost, last, after = _lost(stitched)
-    segments = stitched.retransmits["tcp_segments"].to_numpy()[stitched.events["row"][lost]]
+    segments = columns.plain(stitched.retransmits["tcp_segments"])[stitched.events["row"][lost]]
     way = np.append(seen["way"], stitched.event_ways["way"][lost])
     one, other = np.append(seen["flow"], last), np.append(seen["next_flow"], after)
     is_packet = np.arange(len(way)) < len(seen)
@@ -121,7 +122,7 @@ def _hops(stitched: Stitched) -> pa.Table:
         **_point(stitched, "from", one),
         **_point(stitched, "to", other),
         "packets": packets,
-        "latencies_ns": _lists(np.bincount(group[told], minlength=len(begin)), _array(latency[told])),
+        "latencies_ns": _lists(np.bincount(group[told], minlength=len(begin)), columns.array(latency[told])),
         "lost_tcp_segments": np.bincount(group, lost_segments, len(begin)).astype(np.int64),
         "first_seen": columns.times(first[one]),
         "last_seen": columns.times(last[one]),
@@ -138,7 +139,7 @@ def _losses(stitched: Stitched) -> pa.Table:
     order = np.lexsort((resent, stitched.events["row"][event]))
     event, last, after, resent = event[order], last[order], after[order], resent[order]
     ways = stitched.event_ways[event]
-    told = stitched.retransmits.take(_array(stitched.events["row"][event]))
+    told = stitched.retransmits.take(columns.array(stitched.events["row"][event]))
     values = {
         "ts": told["ts"],
         "resent": resent,
@@ -166,7 +167,7 @@ def _lost(stitched: Stitched) -> tuple[Integers, Integers, Integers]:
 
 def _clocks(stitched: Stitched) -> pa.Table:
     numbers, first = np.unique(stitched.facts["node"], return_index=True)
-    nodes = dict(zip(numbers.tolist(), stitched.flows["node"].take(_array(first)).to_pylist(), strict=True))
+    nodes = dict(zip(numbers.tolist(), stitched.flows["node"].take(columns.array(first)).to_pylist(), strict=True))
     offsets = stitched.offsets
     values: dict[str, Any] = {
         "node": [nodes[each.node] for each in offsets],
@@ -202,7 +203,7 @@ def _nearest(stitched: Stitched, orig: bool) -> Integers:
 
 def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
     """Address and port of the connection's orig or resp, as these flows have them."""
-    is_orig = _array(stitched.flipped[flow] == (side == "resp"))
+    is_orig = columns.array(stitched.flipped[flow] == (side == "resp"))
     ip, port = (
         pc.if_else(is_orig, _of_flows(stitched, f"orig_{what}", flow), _of_flows(stitched, f"resp_{what}", flow))
         for what in ("ip", "port")
@@ -213,7 +214,7 @@ def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
 def _point_names(stitched: Stitched) -> Any:
     """For each flow the name of its point."""
     _, first, index = np.unique(stitched.facts["point"], return_index=True, return_inverse=True)
-    places = zip(*(stitched.flows[name].take(_array(first)).to_pylist() for name in _PLACE), strict=True)
+    places = zip(*(stitched.flows[name].take(columns.array(first)).to_pylist() for name in _PLACE), strict=True)
     return columns.names(index, ["/".join(part for part in place if part) for place in places])
 
 
@@ -225,7 +226,7 @@ def _along_path(stitched: Stitched, sent: int, roots: Integers, words: Any) -> A
     order = np.lexsort((position, rank[stitched.connection]))
     order = order[position[order] < NOWHERE]
     counts = np.bincount(rank[stitched.connection[order]], minlength=len(roots))
-    return _lists(counts, words.take(_array(order)).cast(pa.string()))
+    return _lists(counts, words.take(columns.array(order)).cast(pa.string()))
 
 
 def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
@@ -233,13 +234,13 @@ def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
 
 
 def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:
-    return stitched.flows[name].combine_chunks().take(_array(flow))
+    return stitched.flows[name].combine_chunks().take(columns.array(flow))
 
 
 def _names(stitched: Stitched, name: str, flow: Integers) -> Any:
     """A column of flows as a dictionary, null where `flow` is -1."""
     words: Any = _typed(stitched.flows[name], NAME)
-    return words.take(pa.array(np.maximum(flow, 0), mask=flow < 0))
+    return words.take(columns.array(np.maximum(flow, 0), flow >= 0))
 
 
 def _senders(way: Integers) -> Any:
@@ -247,16 +248,12 @@ def _senders(way: Integers) -> Any:
 
 
 def _or_null(position: Integers) -> Any:
-    return pa.array(position.astype(np.int32), mask=position >= NOWHERE)
+    return columns.array(position.astype(np.int32), position < NOWHERE)
 
 
 def _lists(counts: Integers, values: Any) -> Any:
     """Lists that follow each other in `values`."""
-    return pa.ListArray.from_arrays(_array(np.append(0, np.cumsum(counts)).astype(np.int32)), values)
-
-
-def _array(values: npt.NDArray[Any]) -> Any:
-    return pa.array(values)
+    return columns.lists(np.append(0, np.cumsum(counts)).astype(np.int32), values)
 
 
 def _table(name: str, values: dict[str, Any]) -> pa.Table:
@@ -266,9 +263,9 @@ def _table(name: str, values: dict[str, Any]) -> pa.Table:
 
 
 def _typed(values: Any, type_: pa.DataType) -> Any:
-    column: Any = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+    if isinstance(values, list):
+        return columns.values(values, type_)
+    column: Any = columns.array(values) if isinstance(values, np.ndarray) else columns.whole(values)
     if type_ == NAME and not isinstance(column, pa.DictionaryArray):
         column = column.cast(pa.string()).dictionary_encode()
     return column if column.type == type_ else column.cast(type_)

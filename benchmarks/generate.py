@@ -33,6 +33,9 @@ DATA: Final = Path(__file__).parent / "data"
 BEGIN_NS: Final = 1_767_225_600_000_000_000
 """2026-01-01T00:00:00Z."""
 KINDS: Final = ("ethernet", "node")
+OTHER: Final = "other"
+"""The kind `node` again, as another node has it a little later: for stitching only."""
+LATER_NS: Final = 150_000
 MINUTE_NS: Final = 60_000_000_000
 MINUTE: Final = {"ethernet": (10_000, 12_500), "node": (4_000, 5_000)}
 """TCP connections and DNS sockets that open in a minute: about a million packets are recorded."""
@@ -277,7 +280,7 @@ def minutes(kind: str, packets: int, seed: int) -> Iterator[NDArray[Any]]:
     """PACKET arrays, `packets` in all, each of what began in one minute, in flow order."""
     left, minute = packets, 0
     share = min(1.0, 1.5 * packets / 1_000_000)  # no need to make a million to keep ten
-    connections, sockets = (int(n * share) + 20 for n in MINUTE[kind])
+    connections, sockets = (int(n * share) + 20 for n in MINUTE["ethernet" if kind == "ethernet" else "node"])
     while left:
         rng = np.random.default_rng([seed, minute])
         begin_ns = BEGIN_NS + minute * MINUTE_NS
@@ -285,8 +288,12 @@ def minutes(kind: str, packets: int, seed: int) -> Iterator[NDArray[Any]]:
             tcp_packets(rng, np.arange(connections) + minute * connections, begin_ns),
             dns_packets(rng, np.arange(sockets) + minute * sockets, begin_ns),
         ]
-        if kind == "node":
+        if kind != "ethernet":
             parts = [seen_on_node(part) for part in parts]
+        if kind == OTHER:
+            for part in parts:
+                part["ts"] += LATER_NS
+                part["hops"] += 2
         dns = min(int(DNS_SHARE * left), len(parts[1]))
         parts = [parts[0][: left - dns], parts[1][:dns]]
         yield np.concatenate(parts)

@@ -11,7 +11,7 @@ from capture.cluster import Cluster
 from capture.connection import Connection
 from capture.contract import NANOSECONDS, Freeze, JournalRecord
 from capture.errors import PodtapError
-from capture.freeze import freeze_nodes, new_freeze
+from capture.freeze import freeze_journals, freeze_nodes, new_freeze
 from capture.sources import ClusterSource
 
 BEFORE_NS: Final = 600 * NANOSECONDS
@@ -77,7 +77,7 @@ class EventFreezer:
 
     def _freeze(self, freeze: Freeze) -> None:
         try:
-            results = freeze_nodes(self._source.nodes(), freeze)
+            results = freeze_nodes(self._source.nodes(), freeze) + freeze_journals(self._source.journals(), freeze)
         except PodtapError as error:
             log.error("an Event could not freeze", reason=freeze.reason, problem=str(error))
             return

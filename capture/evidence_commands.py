@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what a command needs is imported when it is called
     from capture.contract import Bundle
     from capture.freeze import NodeResult
     from capture.pod_addresses import Found, PodSelection
-    from capture.sources import ClusterSource, FolderSource
+    from capture.sources import AgentOrigin, ClusterSource, FolderSource, JournalOrigin
     from capture.verify import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,8 +69,8 @@ def freeze(
     podtap_namespace: str,
     nodes: tuple[str, ...],
 ) -> None:
-    """Keep a window's segments on all nodes, also those still to come, until they are thawed."""
-    from capture.freeze import freeze_nodes, frozen_nodes, new_freeze
+    """Keep a window's segments on all nodes, also those still to come, and the journal of it, until they are thawed."""
+    from capture.freeze import freeze_journals, freeze_nodes, frozen_nodes, new_freeze
 
     if not is_list and since is None:
         raise UsageError("give --since, when that begins which is to be kept; or --list")
@@ -82,7 +82,7 @@ def freeze(
     if until <= since:
         raise UsageError("nothing to freeze: --until is not after --since")
     asked = new_freeze(since, until, reason, f"{getpass.getuser()}@{socket.gethostname()}")
-    _show_freeze(asked.id, freeze_nodes(origins, asked), source.missing)
+    _show_freeze(asked.id, freeze_nodes(origins, asked), freeze_journals(source.journals(), asked), source.missing)
 
 
 @click.command(cls=Command)
@@ -103,7 +103,10 @@ def thaw(
     if bool(ids) == is_all:
         raise UsageError("give the freezes' ids, or --all; podtap freeze --list shows them")
     source = _cluster_source(kubeconfig, context, podtap_namespace, nodes)
-    results = thaw_nodes(source.nodes(), list(ids))
+    origins: list[AgentOrigin | JournalOrigin] = [*source.nodes()]
+    if not nodes:  # the journal is all nodes'
+        origins += source.journals()
+    results = thaw_nodes(origins, list(ids))
     for result in results:
         click.echo(f"{result.node}: {result.problem or result.words or 'nothing was frozen'}")
     _end([each.node for each in results if each.problem], len(results), {}, "thawed")
@@ -287,7 +290,9 @@ def _address_finder(
     return find
 
 
-def _show_freeze(freeze_id: str, results: list[NodeResult], missing: dict[str, str]) -> None:
+def _show_freeze(
+    freeze_id: str, results: list[NodeResult], journals: list[NodeResult], missing: dict[str, str]
+) -> None:
     from capture.progress import size_text, table
     from capture.recording import clock_text
 
@@ -301,13 +306,18 @@ def _show_freeze(freeze_id: str, results: list[NodeResult], missing: dict[str, s
         if result.problem:
             rows.append((result.node, "NOT FROZEN", "", "", "", result.problem))
     rows += [(node, "NOT FROZEN", "", "", "", why) for node, why in missing.items()]
+    rows += [(each.node, "NOT FROZEN" if each.problem else "frozen", "", "", "", each.problem) for each in journals]
     click.echo(f"freeze {freeze_id}")
     click.echo(table(("node", "", "segments", "size", "reaches back to", "why"), rows))
     failed = [each.node for each in results if each.problem]
     if len(failed) == len(results):
         raise PodtapError("no node could be reached: nothing is frozen; on a node, podtap agent freeze does it")
     _say("agents pin what is there of the window within a minute, and what is to come: podtap freeze --list")
+    if not journals:
+        _say("no journal runs: names of pods are known only where other metadata is given")
     _end(failed, len(results), missing, "frozen")
+    if unkept := [each.node for each in journals if each.problem]:
+        raise PartialError(f"the journal is not frozen: {', '.join(unkept)}")
 
 
 def _show_frozen(results: list[NodeResult]) -> None:

@@ -12,7 +12,7 @@ from capture.errors import PodtapError
 from capture.listing import NodeListing
 from capture.parallel import in_parallel
 from capture.recording import Window
-from capture.sources import AgentOrigin
+from capture.sources import AgentOrigin, JournalOrigin
 
 WORKERS = 16
 """Nodes asked at once: an exec costs the API server a connection to the kubelet."""
@@ -41,16 +41,27 @@ def freeze_nodes(origins: Sequence[AgentOrigin], freeze: Freeze) -> list[NodeRes
         origin.freeze(freeze)
         return origin.listing(Window(freeze.since_ns, freeze.until_ns))
 
-    return _results(in_parallel(one, origins, WORKERS))
+    return [_result(origin.name, answer) for origin, answer in in_parallel(one, origins, WORKERS)]
+
+
+def freeze_journals(origins: Sequence[JournalOrigin], freeze: Freeze) -> list[NodeResult]:
+    """Keeps what tells of a window with each of the journal's writers."""
+
+    def one(origin: JournalOrigin) -> list[NodeListing]:
+        origin.freeze(freeze)
+        return []
+
+    return [_result(origin.name, answer) for origin, answer in in_parallel(one, origins, WORKERS)]
 
 
 def frozen_nodes(origins: Sequence[AgentOrigin]) -> list[NodeResult]:
     """What is frozen on each node."""
-    return _results(in_parallel(lambda origin: origin.listing(Window(0, 1)), origins, WORKERS))
+    results = in_parallel(lambda origin: origin.listing(Window(0, 1)), origins, WORKERS)
+    return [_result(origin.name, answer) for origin, answer in results]
 
 
-def thaw_nodes(origins: Sequence[AgentOrigin], ids: list[str]) -> list[NodeResult]:
-    """Lets go on each node; all freezes if there are no ids."""
+def thaw_nodes(origins: Sequence[AgentOrigin | JournalOrigin], ids: list[str]) -> list[NodeResult]:
+    """Lets go on each node, or of the journal; all freezes if there are no ids."""
     results = in_parallel(lambda origin: origin.thaw(ids), origins, WORKERS)
     return [
         NodeResult(origin.name, str(answer))
@@ -60,8 +71,5 @@ def thaw_nodes(origins: Sequence[AgentOrigin], ids: list[str]) -> list[NodeResul
     ]
 
 
-def _results(answers: Sequence[tuple[AgentOrigin, list[NodeListing] | PodtapError]]) -> list[NodeResult]:
-    return [
-        NodeResult(origin.name, str(answer)) if isinstance(answer, PodtapError) else NodeResult(origin.name, "", answer)
-        for origin, answer in answers
-    ]
+def _result(node: str, answer: list[NodeListing] | PodtapError) -> NodeResult:
+    return NodeResult(node, str(answer)) if isinstance(answer, PodtapError) else NodeResult(node, "", answer)

@@ -21,18 +21,19 @@ _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class JournalGroup(Group):
-    """`send` is imported when it is called."""
+    """Its commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["send"]
+        return ["freeze", "send", "thaw"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from capture.node_commands import journal_send_command
+        from capture.node_commands import journal_freeze_command, journal_send_command, journal_thaw_command
 
-        return journal_send_command if cmd_name == "send" else None
+        commands = (journal_freeze_command, journal_send_command, journal_thaw_command)
+        return next((each for each in commands if each.name == cmd_name), None)
 
 
-@click.group(cls=JournalGroup, invoke_without_command=True, subcommand_metavar="[send]")
+@click.group(cls=JournalGroup, invoke_without_command=True, subcommand_metavar="[freeze|send|thaw]")
 @click.pass_context
 @click.option(
     "--root",

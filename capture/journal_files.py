@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import BinaryIO, Final
 
 import zstandard
 
-from capture.contract import JOURNAL, JOURNAL_SUFFIX, PART, JournalRecord, parse_stem, safe_name, stem, to_json
+from capture.contract import JOURNAL, JOURNAL_SUFFIX, PART, Freeze, JournalRecord, parse_stem, safe_name, stem, to_json
 from capture.errors import PodtapError
+from capture.freezes import FreezeReader
 
 PART_SUFFIX: Final = JOURNAL_SUFFIX.removesuffix(".zst") + PART
 _PIECE: Final = 1 << 20
@@ -34,21 +35,44 @@ class JournalFile:
     size_bytes: int
 
 
-def surplus(files: Iterable[JournalFile], now_ns: int, quota_bytes: int, max_age_ns: int | None) -> list[JournalFile]:
+def surplus(
+    files: Iterable[JournalFile],
+    now_ns: int,
+    quota_bytes: int,
+    max_age_ns: int | None,
+    freezes: Sequence[Freeze] = (),
+) -> list[JournalFile]:
     """Those of one writer that are to go: the oldest beyond the quota, and those that ended longer ago than allowed.
 
-    The newest stays. A file ended when the next one began.
+    The newest stays, and whatever tells of a frozen window, from the oldest on, up to a second quota of the same size.
+    A file ended when the next one began.
     """
     ordered = sorted(files, key=lambda file: (file.start_ns, file.path))
-    left = sum(file.size_bytes for file in ordered)
+    frozen = _frozen(ordered, freezes, quota_bytes)
+    left = sum(file.size_bytes for file in ordered if file not in frozen)
     gone = []
     for file, after in pairwise(ordered):
+        if file in frozen:
+            continue
         is_old = max_age_ns is not None and after.start_ns < now_ns - max_age_ns
         if left <= quota_bytes and not is_old:
             break
         left -= file.size_bytes
         gone.append(file)
     return gone
+
+
+def _frozen(ordered: Sequence[JournalFile], freezes: Sequence[Freeze], quota_bytes: int) -> set[JournalFile]:
+    found: set[JournalFile] = set()
+    for file, after in pairwise(ordered):
+        quota_bytes -= file.size_bytes if (is_wanted := _tells_of(freezes, file.start_ns, after.start_ns)) else 0
+        if is_wanted and quota_bytes >= 0:
+            found.add(file)
+    return found
+
+
+def _tells_of(freezes: Sequence[Freeze], start_ns: int, end_ns: int) -> bool:
+    return any(start_ns < freeze.until_ns and end_ns > freeze.since_ns for freeze in freezes)
 
 
 class Part:
@@ -112,6 +136,7 @@ class JournalFiles:
         except OSError as error:
             os.close(self._lock)
             raise PodtapError(f"another podtap journal writes {self.folder}; give another --name") from error
+        self._freezes = FreezeReader()
         self._seq = max((number for _, number in map(_stem_of, self._all())), default=0)
 
     def close(self) -> None:
@@ -142,8 +167,9 @@ class JournalFiles:
         return sorted(files, key=lambda file: (file.start_ns, file.path))
 
     def retain(self, now_ns: int, quota_bytes: int, max_age_ns: int | None) -> list[Path]:
-        """Deletes what is beyond the limits, and days without files; returns what went."""
-        gone = [file.path for file in surplus(self.sealed(), now_ns, quota_bytes, max_age_ns)]
+        """Deletes what is beyond the limits, and days without files; returns what went. Raises OSError."""
+        freezes = self._freezes.read(self.folder)
+        gone = [file.path for file in surplus(self.sealed(), now_ns, quota_bytes, max_age_ns, freezes)]
         for path in gone:
             path.unlink(missing_ok=True)
             if not any(path.parent.iterdir()):

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -17,9 +17,10 @@ from capture.errors import Command, PodtapError, UsageError
 from capture.freezes import add_freeze, read_freezes, thaw
 from capture.listing import NodeListing
 from capture.progress import size_text, table
-from capture.recording import Window, clock_text, node_folders
+from capture.recording import Window, clock_text, node_folders, writer_folders
 from capture.sending import list_node, send_journal, send_recording
 
+F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_ROOT: Final = "/var/lib/podtap"
 
 root_option = click.option(
@@ -87,33 +88,71 @@ def journal_send_command(root: Path, since: int, until: int) -> None:
     _write(send_journal(root, Window(since, until)))
 
 
+def _freeze_options(command: F) -> F:
+    """What a freeze is made of."""
+    options = (
+        root_option,
+        click.option("--since", metavar="T", type=TIME, required=True, help="Start of what is to be kept."),
+        click.option("--until", metavar="T", type=TIME, required=True, help="Its end; may be in the future: +15m."),
+        click.option("--reason", default="", help="For whoever finds it later."),
+        click.option("--by", default="", help="Who asks."),
+        click.option(
+            "--id", "freeze_id", metavar="ID", help="Of the freeze, where many nodes share one.  [default: a new one]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _thaw_options(command: F) -> F:
+    """Which freezes."""
+    ids = click.argument("ids", metavar="ID...", nargs=-1)
+    return root_option(ids(click.option("--all", "is_all", is_flag=True, help="All freezes that are here.")(command)))
+
+
 @click.command("freeze", cls=Command)
-@root_option
-@click.option("--since", metavar="T", type=TIME, required=True, help="Start of what is to be kept.")
-@click.option("--until", metavar="T", type=TIME, required=True, help="Its end; may be in the future: +15m.")
-@click.option("--reason", default="", help="For whoever finds it later.")
-@click.option("--by", default="", help="Who asks.")
-@click.option(
-    "--id", "freeze_id", metavar="ID", help="Of the freeze, where many nodes share one.  [default: a new one]"
-)
-def freeze_command(root: Path, since: int, until: int, reason: str, by: str, freeze_id: str | None) -> None:
+@_freeze_options
+def freeze_command(root: Path, **freeze: Any) -> None:
     """Keep this node's segments of a window until they are thawed; works with the API server down."""
-    for folder in _recorded(root):
+    _freeze(root, _recorded(root), **freeze)
+
+
+@click.command("freeze", cls=Command)
+@_freeze_options
+def journal_freeze_command(root: Path, **freeze: Any) -> None:
+    """Keep the journal's files that tell of a window until they are thawed."""
+    _freeze(root, _written(root), **freeze)
+
+
+@click.command("thaw", cls=Command)
+@_thaw_options
+def thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
+    """Let frozen segments go when it is their turn."""
+    _thaw(_recorded(root), ids, is_all)
+
+
+@click.command("thaw", cls=Command)
+@_thaw_options
+def journal_thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
+    """Let frozen files of the journal go when it is their turn."""
+    _thaw(_written(root), ids, is_all)
+
+
+def _freeze(
+    root: Path, folders: list[Path], since: int, until: int, reason: str, by: str, freeze_id: str | None
+) -> None:
+    for folder in folders:
         freeze = add_freeze(folder, since, until, reason, by, freeze_id)
         freeze_id = freeze.id
         click.echo(f"{folder.relative_to(root)}: {freeze.id} keeps {clock_text(since)} to {clock_text(until)}")
 
 
-@click.command("thaw", cls=Command)
-@root_option
-@click.argument("ids", metavar="ID...", nargs=-1)
-@click.option("--all", "is_all", is_flag=True, help="All freezes of this node.")
-def thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
-    """Let frozen segments go when it is their turn."""
+def _thaw(folders: list[Path], ids: tuple[str, ...], is_all: bool) -> None:
     if bool(ids) == is_all:
         raise UsageError("give the freezes' ids, or --all")
     thawed, known = [], set()
-    for folder in _recorded(root):
+    for folder in folders:
         freezes, _ = read_freezes(folder)
         known |= {each.id for each in freezes}
         for freeze_id in [each.id for each in freezes] if is_all else ids:
@@ -131,6 +170,14 @@ def _recorded(root: Path) -> list[Path]:
     folders = node_folders(root)
     if not folders:
         raise PodtapError(f"nothing is recorded below {root}: does the agent run, and is this its --root?")
+    return folders
+
+
+def _written(root: Path) -> list[Path]:
+    """The folders of the journal's writers below a root. PodtapError: none has written there yet."""
+    folders = writer_folders(root)
+    if not folders:
+        raise PodtapError(f"no journal is below {root}: does podtap journal run, and is this its --root?")
     return folders
 
 

@@ -1,9 +1,11 @@
 """The pods of one node that a recording is limited to: their addresses, kept up to date in a file for the agent.
 
     {"generation": 7, "observed_ns": 1772373780000000000, "addresses": ["10.244.1.7"],
-     "pods": [{"namespace": "shop", "name": "orders-1", "uid": "...", "ips": ["10.244.1.7"]}]}
+     "pods": [{"namespace": "shop", "name": "orders-1", "uid": "...", "ips": ["10.244.1.7"]}],
+     "own_connections": ["10.0.0.5:43512"]}
 
-`generation` counts the changes, over restarts too. The agent itself has no token and asks nobody.
+`generation` counts the changes, over restarts too. The agent itself has no token and asks nobody. `own_connections` are
+this end's of those to the API server, which the agent leaves out.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ GRACE_NS: Final = 30 * NANOSECONDS
 TICK_S: Final = 1.0
 READABLE: Final = 0o644
 """The file's mode, whatever the umask: the agent is another user, and root without the right to read all files."""
+_DESCRIPTORS: Final = "/proc/self/fd"
 _ENDED: Final = ("Succeeded", "Failed")
 
 
@@ -96,13 +100,13 @@ class ScopeFile:
         """Goes on counting from what is there."""
         self._path = path
         self._generation = 0
-        self._written: list[ScopedPod] | None = None
+        self._written: tuple[list[ScopedPod], list[str]] | None = None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the first one, or none that we wrote
             self._generation = int(json.loads(path.read_bytes())["generation"])
 
-    def update(self, pods: list[ScopedPod], now_ns: int) -> bool:
+    def update(self, pods: list[ScopedPod], now_ns: int, own: list[str]) -> bool:
         """Writes if something changed; returns whether. Raises OSError."""
-        if pods == self._written:
+        if (pods, own) == self._written:
             return False
         content = {
             "generation": self._generation + 1,
@@ -111,6 +115,7 @@ class ScopeFile:
             "pods": [
                 {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid, "ips": list(pod.ips)} for pod in pods
             ],
+            "own_connections": own,
         }
         part = self._path.with_name(f".{self._path.name}.part")
         with part.open("w") as file:
@@ -121,8 +126,28 @@ class ScopeFile:
             os.fsync(file.fileno())
         part.rename(self._path)
         self._generation += 1
-        self._written = pods
+        self._written = pods, own
         return True
+
+
+def own_connections() -> list[str]:
+    """This process's ends of its TCP connections, as 10.0.0.5:43512 or [fd00::5]:43512, in order."""
+    ends = []
+    for name in os.listdir(_DESCRIPTORS):
+        with contextlib.suppress(OSError):  # it is no socket, is not connected, or is closed by now
+            if not os.readlink(f"{_DESCRIPTORS}/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as end:
+                if end.family in (socket.AF_INET, socket.AF_INET6) and end.type == socket.SOCK_STREAM:
+                    end.getpeername()
+                    ends.append(_text(*end.getsockname()[:2]))
+    return sorted(ends)
+
+
+def _text(host: str, port: int) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 class _Follower:
@@ -165,7 +190,7 @@ def keep_scope(
         if not reflector.was_listed:
             continue  # an empty scope would stop the recording
         try:
-            if file.update(pods, now.time_ns):
+            if file.update(pods, now.time_ns, own_connections()):
                 log.info("the scope changed", pods=len(pods), addresses=len(addresses(pods)))
         except OSError as error:
             raise PodtapError(f"{output} can't be written: {error.strerror}; give another --output") from error

@@ -217,9 +217,14 @@ def pinned_sizes(folder: Path) -> list[int]:
     return found
 
 
+def writer_folders(root: Path) -> list[Path]:
+    """Of the journal: one for each writer, by name."""
+    return _folders(root / JOURNAL)
+
+
 def journal_files(root: Path, window: Window) -> list[Path]:
     """Files of the journal that tell of the window, of all its writers: each stands for the time up to the next."""
-    return [path for writer in _folders(root / JOURNAL) for path in _covering(list(_journal_of(writer)), window)]
+    return [path for writer in writer_folders(root) for path in _covering(list(_journal_of(writer)), window)]
 
 
 def _journal_of(writer: Path) -> Iterator[tuple[int, Path]]:

@@ -67,7 +67,7 @@ class AgentOrigin:
         return self.pod.node
 
     def listing(self, window: Window) -> list[NodeListing]:
-        return self._run(["podtap", "agent", "list", *_window(window), "-o", "json"], _listings)
+        return _run(self._stream, ["podtap", "agent", "list", *_window(window), "-o", "json"], _listings)
 
     def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
         command = ["podtap", "agent", "send", *_window(window)]
@@ -76,24 +76,11 @@ class AgentOrigin:
         return self._stream(command)
 
     def freeze(self, freeze: Freeze) -> None:
-        command = ["podtap", "agent", "freeze", "--id", freeze.id, "--reason", freeze.reason, "--by", freeze.by]
-        self._run([*command, *_window(Window(freeze.since_ns, freeze.until_ns))], len)
+        _run(self._stream, _freezing("agent", freeze), len)
 
     def thaw(self, ids: list[str]) -> str:
         """What became of it, in the agent's words; without ids all are meant."""
-        return self._run(["podtap", "agent", "thaw", *(ids or ["--all"])], lambda words: words.decode(errors="replace"))
-
-    def _run(self, command: list[str], parse: Callable[[bytes], T]) -> T:
-        """A command that may be run again where the first answer was lost; not for a node that is down."""
-        started = time.monotonic()
-        for attempt in range(_TRIES):
-            try:
-                return parse(b"".join(self._stream(command)))
-            except ExecError as error:
-                if not error.again or attempt + 1 == _TRIES or time.monotonic() - started > _PATIENCE_S:
-                    raise
-            time.sleep(2**attempt * random.uniform(0.5, 1))
-        raise AssertionError
+        return _run(self._stream, ["podtap", "agent", "thaw", *(ids or ["--all"])], _words)
 
     def _stream(self, command: list[str]) -> Iterator[bytes]:
         """In the node's agent; in the one that replaced it, if that is so."""
@@ -124,7 +111,17 @@ class JournalOrigin:
         return []
 
     def send(self, window: Window, addresses: list[str] | None, resume: str, offset: int) -> Iterator[bytes]:
-        return self.cluster.stream(self.pod, ["podtap", "journal", "send", *_window(window)])
+        return self._stream(["podtap", "journal", "send", *_window(window)])
+
+    def freeze(self, freeze: Freeze) -> None:
+        _run(self._stream, _freezing("journal", freeze), len)
+
+    def thaw(self, ids: list[str]) -> str:
+        """What became of it, in its words; without ids all are meant."""
+        return _run(self._stream, ["podtap", "journal", "thaw", *(ids or ["--all"])], _words)
+
+    def _stream(self, command: list[str]) -> Iterator[bytes]:
+        return self.cluster.stream(self.pod, command)
 
 
 @dataclass
@@ -210,6 +207,28 @@ class FolderSource:
     def journals(self) -> list[FolderOrigin]:
         folder = self.root / JOURNAL
         return [FolderOrigin(self.root, folder, str(folder))] if folder.is_dir() else []
+
+
+def _run(stream: Callable[[list[str]], Iterator[bytes]], command: list[str], parse: Callable[[bytes], T]) -> T:
+    """A command that may be run again where the first answer was lost; not for a node that is down."""
+    started = time.monotonic()
+    for attempt in range(_TRIES):
+        try:
+            return parse(b"".join(stream(command)))
+        except ExecError as error:
+            if not error.again or attempt + 1 == _TRIES or time.monotonic() - started > _PATIENCE_S:
+                raise
+        time.sleep(2**attempt * random.uniform(0.5, 1))
+    raise AssertionError
+
+
+def _freezing(component: str, freeze: Freeze) -> list[str]:
+    who = ["--id", freeze.id, "--reason", freeze.reason, "--by", freeze.by]
+    return ["podtap", component, "freeze", *who, *_window(Window(freeze.since_ns, freeze.until_ns))]
+
+
+def _words(answer: bytes) -> str:
+    return answer.decode(errors="replace")
 
 
 def _listings(answer: bytes) -> list[NodeListing]:

@@ -106,8 +106,8 @@ def test_the_analysis_package_loads_nothing_until_asked() -> None:
 
 
 def test_an_analysis_loads_neither_pandas_nor_duckdb_and_rich_for_a_terminal_only(tmp_path: Path) -> None:
-    capture = ROOT / "sample_pcaps" / "dns.pcap"
-    arguments = ["analyze", str(capture), "--lake", str(tmp_path)]
+    incident = str(ROOT / "sample_pcaps" / "incident")
+    arguments = ["analyze", incident, "--metadata", incident, "--lake", str(tmp_path)]
     loaded = loaded_by(f"import podtap; podtap.main({arguments})")
     assert "pyarrow" in loaded
     assert loaded & {"pandas", "duckdb", "rich"} == set()

@@ -15,6 +15,8 @@ from analysis.pipeline import analyze
 INCIDENT = Path(__file__).resolve().parents[1] / "sample_pcaps" / "incident"
 SECOND = 1_000_000_000
 BETTER_THAN_NS = 50_000
+REUSED = ("cart-cqhfrn4nzn-b6gjr", "report-7rn6z8v462-z2lfx")
+"""The second had the address of the first a tenth of a second after it was killed."""
 
 
 def shifted(capture: bytes, offset_ns: int, drift_ppb: int) -> tuple[bytes, int]:
@@ -50,6 +52,13 @@ def rows(lake: Lake, report: str, *columns: str, **asked: str) -> list[Any]:
     return sorted(table.itertuples(index=False, name=None), key=str)
 
 
+def owners(lake: Lake) -> list[Any]:
+    """Every connection, and who its sides were; its own times are those of a clock."""
+    sides = [f"{side}_{what}" for side in ("orig", "resp", "backend") for what in ("ip", "port", "identity", "pod")]
+    table = lake.sql(f"SELECT protocol, {', '.join(sides)} FROM connections")
+    return sorted(table.itertuples(index=False, name=None), key=str)
+
+
 @pytest.mark.parametrize(
     ("offset_ns", "drift_ppb"), [(5_000_000, 0), (2 * SECOND, 0), (-2 * SECOND, 40_000), (300_000_000, -100_000)]
 )
@@ -67,3 +76,8 @@ def test_clocks_that_are_apart_change_nothing(offset_ns: int, drift_ppb: int, tm
         "dns": ("client", "queries", "unanswered", "retries", "nxdomain"),
     }.items():
         assert rows(lake, report, *columns) == rows(right, report, *columns), report
+    assert owners(lake) == owners(right)
+    for pod in REUSED:
+        assert rows(lake, "flows", "orig", "resp", "connections", pod=pod) == rows(
+            right, "flows", "orig", "resp", "connections", pod=pod
+        )

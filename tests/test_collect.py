@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 
 import podtap
 from capture.bundle import WORK
-from capture.contract import BUNDLE, Bundle, JournalRecord, from_json
+from capture.contract import BUNDLE, Bundle, Freeze, JournalRecord, from_json
 from tests.collecting import add_agent, add_journal, kubeconfig, node, podtap_pod
 from tests.lab.api_certificate import make_certificate
 from tests.lab.api_server import ApiServer
@@ -399,8 +400,11 @@ def test_a_freeze_reaches_who_can_be_reached_and_is_thawed(world: World) -> None
     world.server.unreachable.add("node-b")
     done = world.run("freeze", *WINDOW, "--reason", "checkout is slow")
     assert done.returncode == 3
-    assert "node-a  frozen" in done.stdout and "node-b  NOT FROZEN" in done.stdout
+    assert re.search("node-a +frozen", done.stdout) and re.search("node-b +NOT FROZEN", done.stdout)
     assert len(list(world.rings["node-a"].folder.glob("freezes/*.json"))) == 1
+    assert "podtap-journal-0  frozen" in done.stdout
+    [kept] = (world.folder / "disk-of-journal").glob("_journal/*/freezes/*.json")
+    assert from_json(Freeze, kept.read_bytes()).until_ns == START + 4 * MINUTE
     world.server.unreachable.clear()
     listed = world.run("freeze", "--list")
     assert listed.returncode == 0
@@ -411,6 +415,15 @@ def test_a_freeze_reaches_who_can_be_reached_and_is_thawed(world: World) -> None
     assert "node-a: thawed" in thawed.stdout
     assert thawed.returncode == 3, "node-b has no such freeze"
     assert not list(world.rings["node-a"].folder.glob("freezes/*.json"))
+    assert "podtap-journal-0: thawed" in thawed.stdout and not kept.exists()
+
+
+def test_a_journal_that_can_not_be_frozen_is_told_by_the_exit_code(world: World) -> None:
+    shutil.rmtree(world.folder / "disk-of-journal" / "_journal")
+    done = world.run("freeze", *WINDOW)
+    assert (done.returncode, "the journal is not frozen: podtap-journal-0" in done.stderr) == (3, True)
+    assert "no journal is below" in done.stdout
+    assert re.search("node-b +frozen", done.stdout)
 
 
 def test_who_may_not_exec_is_told_what_is_needed(tmp_path: Path) -> None:

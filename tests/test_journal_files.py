@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture.contract import JournalRecord, from_json
+from capture.contract import Freeze, JournalRecord, from_json
 from capture.errors import PodtapError
+from capture.freezes import add_freeze, thaw
 from capture.journal_files import JournalFile, JournalFiles, surplus
 from tests.journals import read
 
@@ -136,6 +137,33 @@ def test_old_files_go_and_their_empty_days_with_them(tmp_path: Path) -> None:
     assert len(files.retain(NOW + 4 * day, quota_bytes=1 << 30, max_age_ns=int(1.5 * day))) == 1
     assert len(files.retain(NOW + 4 * day, quota_bytes=0, max_age_ns=0)) == 1
     assert len(files.sealed()) == 1
+
+
+def test_files_that_tell_of_a_frozen_window_stay_until_it_is_thawed(tmp_path: Path) -> None:
+    """The third began after the window did, which ends before the fourth begins."""
+    files = JournalFiles(tmp_path, "journal-0")
+    for number in range(6):
+        part = files.open(NOW + number * 100)
+        part.write(records(10))
+        part.seal(NOW)
+    size = files.sealed()[0].size_bytes
+    freeze = add_freeze(files.folder, NOW + 150, NOW + 300)
+
+    def kept() -> list[int]:
+        return [(file.start_ns - NOW) // 100 for file in files.sealed()]
+
+    files.retain(NOW + 10**9, quota_bytes=2 * size + 9, max_age_ns=1)
+    assert kept() == [1, 2, 5]
+    assert files.known_until_ns() == NOW
+    thaw(files.folder, freeze.id)
+    files.retain(NOW + 10**9, quota_bytes=1 << 30, max_age_ns=1)
+    assert kept() == [5]
+
+
+def test_of_frozen_files_no_more_stay_than_the_quota_once_more() -> None:
+    known = [JournalFile(Path(f"{start}"), start, 10) for start in range(6)]
+    gone = surplus(known, 60, 20, None, [Freeze("f", 0, 100)])
+    assert [file.start_ns for file in gone] == [2, 3], "0 and 1 are frozen, 4 and 5 within the quota"
 
 
 @given(

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.pipeline import analyze
+import pytest
+
+from analysis.pipeline import analyze, enrich
 from analysis.segments import find_segments
 from capture.contract import (
     Bundle,
@@ -126,11 +128,17 @@ def test_two_clusters_with_nodes_of_one_name_are_two_recordings(tmp_path: Path) 
     assert sorted((flow["cluster"], flow["orig_packets"]) for flow in flows) == [("prod", 1), ("test", 1)]
 
 
-def test_a_recording_that_goes_on_is_analysed_again_and_counts_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_recording_that_goes_on_is_analysed_again_and_counts_once(tmp_path: Path, is_named: bool) -> None:
+    """Also where the lake learnt names meanwhile."""
     node, lake = Node(tmp_path / "root", "node-7", interfaces=[veth()]), tmp_path / "lake"
     node.segment(at(0), at(60), [talk(1)])
     part = node.part(at(60), [talk(61), talk(62)])
     analyze([str(tmp_path / "root")], lake, jobs=1)
+    if is_named:
+        owner = {"kind": "Pod", "metadata": {"name": "a", "uid": "u"}, "status": {"podIP": A}}
+        (tmp_path / "dump.json").write_text(json.dumps(owner))
+        enrich(lake, [str(tmp_path / "dump.json")])
     part.unlink()
     node.seq -= 1
     node.segment(at(60), at(120), [talk(61), talk(62), talk(63)])

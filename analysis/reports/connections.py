@@ -21,7 +21,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from analysis.reports.filters import FLOW_SIDES, Filters
+from analysis.reports.filters import CONNECTION_SIDES, FLOW_SIDES, Filters
 from analysis.reports.sides import side_parts
 from analysis.reports.window import Window
 from analysis.schemas import identity_columns
@@ -89,7 +89,7 @@ def flows_by_side(window: Window, filters: Filters, by: str, points: Points) -> 
 def _stitched(window: Window, filters: Filters, by: str) -> str:
     """The same where connections are known: a side is called by all that any of its flows tells of it.
 
-    The filters choose connections by any of their flows. Resp is the service that orig spoke to, and the pod behind it.
+    Resp is the service that orig spoke to, and the pod behind it.
     """
     figures = ", ".join(
         f"CASE WHEN is_reversed THEN {_of_other_side(figure)} ELSE {figure} END AS {figure}" for figure in FIGURES
@@ -104,9 +104,7 @@ def _stitched(window: Window, filters: Filters, by: str) -> str:
     seen AS NOT MATERIALIZED (
         {_SEEN if window.is_everything else _seen_in(window)} WHERE {flows_in(window)}
     ),
-    chosen AS (
-        SELECT DISTINCT connection_uid FROM seen JOIN connection_flows USING (flow_uid) WHERE {filters.sql(FLOW_SIDES)}
-    ),
+    chosen AS ({chosen_connections(window, filters)}),
     counted AS (
         SELECT s.flow_uid, s.protocol, s.conn_state, s.handshake_rtt_ns, s.server_name, {figures},
             f.is_primary, f.counts_orig, f.counts_resp, f.is_reversed,
@@ -121,6 +119,16 @@ def _stitched(window: Window, filters: Filters, by: str) -> str:
                {", ".join(side_parts(side, by) for side in FLOW_SIDES)}
         FROM counted t
     )"""
+
+
+def chosen_connections(window: Window, filters: Filters) -> str:
+    """SQL: the connections that the filters choose: by what they are called, not their flows, and where they were seen.
+
+    A flow is called by its own node's clock, a connection by the reference node's.
+    """
+    return f"""SELECT DISTINCT connection_uid FROM connections JOIN connection_flows USING (connection_uid)
+        JOIN (SELECT flow_uid, node FROM flows WHERE {flows_in(window)}) USING (flow_uid)
+        WHERE {filters.sql(CONNECTION_SIDES)}"""
 
 
 def _of_other_side(figure: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from analysis.errors import UsageError
 
 FLOW_SIDES = ("orig", "resp")
+CONNECTION_SIDES = (*FLOW_SIDES, "backend")
 DNS_SIDES = ("client", "server")
 
 

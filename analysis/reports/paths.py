@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from analysis.reports.columns import WIDE, ReportColumn
-from analysis.reports.connections import Points, flows_in
-from analysis.reports.filters import FLOW_SIDES, Filters
+from analysis.reports.connections import Points, chosen_connections
+from analysis.reports.filters import Filters
 from analysis.reports.window import Window
 
 ENDS: Final = ("from", "to")
@@ -44,10 +44,7 @@ def sql(window: Window, filters: Filters, by: str, points: Points) -> str:
     same = " AND ".join(f"h.{key} IS NOT DISTINCT FROM l.{key}" for key in keys.split(", "))
     either = ", ".join(f"coalesce(h.{key}, l.{key}) AS {key}" for key in keys.split(", "))
     return f"""
-    WITH chosen AS (
-        SELECT DISTINCT connection_uid FROM flows JOIN connection_flows USING (flow_uid)
-        WHERE {flows_in(window)} AND {filters.sql(FLOW_SIDES)}
-    ),
+    WITH chosen AS ({chosen_connections(window, filters)}),
     taken AS (
         SELECT {keys}, connection_uid, packets, latencies_ns FROM hops SEMI JOIN chosen USING (connection_uid)
         WHERE {window.overlaps("first_seen", "last_seen")}

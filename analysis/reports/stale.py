@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from analysis.reports.connections import IS_STALE, flows_in
-from analysis.reports.filters import FLOW_SIDES, Filters
+from analysis.reports.connections import IS_STALE, chosen_connections
+from analysis.reports.filters import Filters
 from analysis.reports.window import NANOSECONDS, Window
 
 if TYPE_CHECKING:
@@ -17,10 +17,7 @@ SHOWN: Final = 3
 def stale_connections(lake: Lake, window: Window, filters: Filters) -> list[str]:
     """A sentence for each endpoint, that with most connections first."""
     rows = lake.arrow(
-        f"""WITH chosen AS (
-            SELECT DISTINCT connection_uid FROM flows JOIN connection_flows USING (flow_uid)
-            WHERE {flows_in(window)} AND {filters.sql(FLOW_SIDES)}
-        )
+        f"""WITH chosen AS ({chosen_connections(window, filters)})
         SELECT count(*) AS connections, c.endpoint_of, c.endpoint_pod, c.backend_ip, c.backend_port,
             min(c.endpoint_removed_ns) AS least_ns, max(c.endpoint_removed_ns) AS most_ns
         FROM connections c SEMI JOIN chosen USING (connection_uid)

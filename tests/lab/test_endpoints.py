@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from analysis.reports.window import Window
 from analysis.watching import LATE_NS
 from tests.journal_rig import SWIFT, Rig, make_server, running
 from tests.lab.api_server import ApiServer
-from tests.lab.greeters import greet, greet_udp, greeters
+from tests.lab.greeters import Greeting, greet, greet_udp, greeters
 from tests.lab.lab import Lab
 from tests.lab.test_stitching import captured_nodes
 from tests.lab.tools import needs
@@ -31,6 +33,7 @@ pytestmark = [pytest.mark.usefixtures("root"), needs("iptables-restore")]
 PODS = (Pod("client", "node-a"), Pod("web-1", "node-a", {"app": "web"}), Pod("web-2", "node-b", {"app": "web"}))
 SERVICES = (
     Service("web", {"app": "web"}, 80, 8080, protocols=("TCP", "UDP")),
+    Service("open", {"app": "web"}, 80, 8080, kind="NodePort"),
     Service("other", {"app": "x"}, 80, 8080),
 )
 KINDS = ("Pod", "Service", "EndpointSlice", "Node")
@@ -55,6 +58,7 @@ class Asked:
     """A connection, and between which moments its first packet was sent."""
 
     protocol: str
+    service: str
     pod: str
     key: tuple[str, int]
     since: float
@@ -82,30 +86,37 @@ class Story:
         self.server.apply(copy.deepcopy(item))
 
     def become(self, state: str, conditions: Object | None) -> None:
-        """web-1 has these conditions; None: the slice names it no more."""
-        item = copy.deepcopy(self.slices["web"])
-        item["metadata"].pop("resourceVersion", None)
-        item["endpoints"] = [
-            each if each["targetRef"]["name"] != "web-1" else each | {"conditions": conditions}
-            for each in item["endpoints"]
-            if conditions is not None or each["targetRef"]["name"] != "web-1"
-        ]
+        """web-1 has these conditions; None: no slice names it any more."""
         since = time.time()
-        self.server.apply(item)
+        for service in ("web", "open"):
+            item = copy.deepcopy(self.slices[service])
+            item["metadata"].pop("resourceVersion", None)
+            item["endpoints"] = [
+                each if each["targetRef"]["name"] != "web-1" else each | {"conditions": conditions}
+                for each in item["endpoints"]
+                if conditions is not None or each["targetRef"]["name"] != "web-1"
+            ]
+            self.server.apply(item)
         self.change = Change(state, since, time.time())
         time.sleep(2 * DELAY_S)
 
     def ask(self, seconds: float) -> None:
-        client, web = self.lab.pod("client").namespace, self.lab.service("web").ip
-        assert web
+        client, outside = self.lab.pod("client").namespace, self.lab.outside.namespace
+        web, node, port = self.lab.service("web").ip, self.lab.node("node-a").ip, self.lab.service("open").node_port
+        assert web and port
+        own_ports = itertools.count(20_000 + len(self.asked))
+        ways: list[tuple[str, str, Callable[[], Greeting]]] = [
+            ("TCP", "web", lambda: greet(client, web, 80)),
+            ("UDP", "web", lambda: greet_udp(client, web, 80, next(own_ports))),
+            ("TCP", "open", lambda: greet(outside, node, port)),
+        ]
         end = time.time() + seconds
         while time.time() < end:
-            for protocol in ("TCP", "UDP"):
+            for protocol, service, way in ways:
                 since = time.time()
-                port = 20_000 + len(self.asked)
-                answer = greet(client, web, 80) if protocol == "TCP" else greet_udp(client, web, 80, port)
+                answer = way()
                 key = answer.own_ip, answer.own_port
-                self.asked.append(Asked(protocol, answer.pod, key, since, time.time(), self.change))
+                self.asked.append(Asked(protocol, service, answer.pod, key, since, time.time(), self.change))
             time.sleep(0.05)
 
 
@@ -141,8 +152,9 @@ def wrong(rows: Iterable[Object], asked: Iterable[Asked]) -> list[Any]:
     for each in asked:
         row = told[each.protocol, *each.key]
         change = each.change if each.pod == "web-1" else Change("ready", 0, 0)
-        answer = row["endpoint"], row["endpoint_of"]
-        if answer != (change.state, "default/web") or row["endpoint_pod"] != each.pod:
+        by_address = isinstance(row["resp_service"], str)
+        services = {f"default/{each.service}"} if by_address else {"default/open", "default/web"}
+        if row["endpoint"] != change.state or row["endpoint_of"] not in services or row["endpoint_pod"] != each.pod:
             found.append((each, row))
         if change.state == "removed":
             ago = row["endpoint_removed_ns"] / 1e9
@@ -175,13 +187,16 @@ def test_every_connection_knows_what_its_endpoint_was(cni: str, tmp_path: Path) 
     assert len(removed) >= 10
     assert {each.change.state for each in story.asked if each.pod == "web-1"} == {"ready", "terminating", "removed"}
     late = [
-        row["endpoint_removed_ns"] / 1e9 - (each.since - each.change.since)
+        (each.by - each.change.since) - row["endpoint_removed_ns"] / 1e9
         for each in removed
         for row in rows
         if (row["protocol"], row["orig_ip"], row["orig_port"]) == (each.protocol, *each.key)
     ]
-    print(f"{cni}: {len(rows)} connections, {len(removed)} to an endpoint that was removed, off by {min(late):.3f} s")
-    (note,) = stale_connections(lake, Window(), Filters())
-    assert note.startswith(f"{len(removed)} connections were sent to an endpoint of default/web that had been removed ")
-    assert note.endswith(f" s before ({address})")
+    off = f"{min(late):.4f} to {max(late):.4f} s late"
+    print(f"{cni}: {len(rows)} connections, {len(removed)} to an endpoint that was removed, {off}")
+    notes = stale_connections(lake, Window(), Filters())
+    told = Counter({note.split(" that ")[0]: int(note.split()[0]) for note in notes})
+    services = Counter(row["endpoint_of"] for row in rows if row["endpoint"] == "removed")
+    assert told == {f"{number} connections were sent to an endpoint of {of}": number for of, number in services.items()}
+    assert all(note.endswith(f" s before ({address})") for note in notes)
     assert int(lake.report("flows")["stale"].sum()) == len(removed)
