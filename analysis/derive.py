@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from analysis import columns, lake
+from analysis.clocks import Offset, corrected
 from analysis.coverage import NEEDED, coverage_rows
 from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
+from analysis.layout import NANOSECONDS
 from analysis.recordings import plain_rows, rows_of
-from analysis.schemas import COVERAGE, GAPS, SEGMENTS, Table
+from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS, Table
+
+Integers = npt.NDArray[np.int64]
+
+APART_NS: Final = NANOSECONDS // 100
+"""By less than this no names are at stake: interfaces' times are told to 50 ms, all others in seconds."""
 
 
 def derive(root: Path, identities: Identities) -> None:
@@ -36,9 +47,37 @@ def derive(root: Path, identities: Identities) -> None:
         stitched = stitch(root)
         stitched.flows = with_interfaces(stitched.flows, list(known_interfaces(root)), identities)
         tables |= derived_tables(stitched)
+        _name_by_both_clocks(root, identities, tables[CLOCKS.name])
         named = add_identities(identities, "connections", tables["connections"])
         tables["connections"] = add_endpoints(identities.endpoints, named)
     lake.derive(root, tables)
+
+
+def _name_by_both_clocks(root: Path, identities: Identities, clocks: pa.Table) -> None:
+    """Names rows of nodes whose clocks are apart from the reference node's by both: where these differ, ambiguously.
+
+    A node's own clock tells when its pods came and went, another one's when others did.
+    """
+    offsets: dict[str, list[Offset]] = {}
+    for row in plain_rows(clocks):
+        told = (row[name] for name in ("start", "end", "offset_ns", "drift_ppb", "bound_ns", "packets"))
+        offsets.setdefault(row["node"], []).append(Offset(0, *told))
+    apart = {node: each for node, each in offsets.items() if max(abs(one.offset_ns) for one in each) > APART_NS}
+    if not apart or identities.is_empty:
+        return
+
+    def named(table: str, rows: pa.Table, node: str) -> pa.Table:
+        if node not in apart:
+            return rows
+        reference = partial(_by_reference, offsets=apart[node])
+        return add_identities(identities, table, rows, other_clock=reference)
+
+    batches = "".join(record.batch for record in lake.read_records(root))
+    lake.rewrite(root, xxhash.xxh3_64_hexdigest(f"{batches}{apart}".encode()), named, {}, {})
+
+
+def _by_reference(ts: Integers, offsets: list[Offset]) -> Integers:
+    return corrected(ts, np.zeros(len(ts), np.int64), offsets)
 
 
 def coverage_of(root: Path) -> pa.Table:

@@ -66,7 +66,7 @@ def learn(root: Path, identities: Identities, gaps: pa.Table | None = None) -> N
     lake.rewrite(
         root,
         name,
-        lambda table, rows: add_identities(identities, table, rows),
+        lambda table, rows, _: add_identities(identities, table, rows),
         tables,
         more,
     )

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.int64]
 Networks = Mapping[str, Sequence[Sandbox]]
+Clock = Callable[[Integers], Integers]
+"""Times as another clock told them."""
 
 ANSWERS: Final = ("identity", "namespace", "pod", "pod_uid", "workload", "workload_kind", "service", "node")
 
@@ -84,32 +86,45 @@ def load_identities(
     return Identities(table, lives.blind(), endpoints), problems
 
 
-def add_identities(identities: Identities, table_name: str, table: pa.Table, cluster: str | None = None) -> pa.Table:
+def add_identities(
+    identities: Identities,
+    table_name: str,
+    table: pa.Table,
+    cluster: str | None = None,
+    other_clock: Clock | None = None,
+) -> pa.Table:
     """`table` with its identity columns filled or replaced, in the order and types of schemas.TABLES[table_name].
 
-    Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which. Tables
-    without identity columns come back as they are.
+    Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which; who was
+    another one by the `other_clock` is ambiguous. Tables without identity columns come back as they are.
     """
     if table_name not in _SIDES:
         return table
     if "cluster" not in table.column_names:
-        return _named(identities, table_name, table.append_column("cluster", _repeated(cluster, len(table))), cluster)
+        table = table.append_column("cluster", _repeated(cluster, len(table)))
+        return _named(identities, table_name, table, cluster, other_clock)
     names = table["cluster"].to_pylist()
     clusters = list(dict.fromkeys(names)) or [None]
     if len(clusters) == 1:
-        return _named(identities, table_name, table, clusters[0])
+        return _named(identities, table_name, table, clusters[0], other_clock)
     rows = [np.array([row for row, name in enumerate(names) if name == each]) for each in clusters]
-    parts = [_named(identities, table_name, table.take(each), name) for each, name in zip(rows, clusters, strict=True)]
+    parts = [
+        _named(identities, table_name, table.take(each), name, other_clock)
+        for each, name in zip(rows, clusters, strict=True)
+    ]
     return pa.concat_tables(parts).unify_dictionaries().take(np.argsort(np.concatenate(rows)))
 
 
-def _named(identities: Identities, table_name: str, table: pa.Table, cluster: str | None) -> pa.Table:
+def _named(
+    identities: Identities, table_name: str, table: pa.Table, cluster: str | None, other_clock: Clock | None
+) -> pa.Table:
     """The rows of one cluster."""
     time, sides, protocol_of = _SIDES[table_name]
     protocol = _dictionary(protocol_of(table))
     filled: dict[str, Column] = {name: table[name] for name in table.column_names}
     for side in sides:
-        answers = identities.identify(table[f"{side}_ip"], table[f"{side}_port"], protocol, table[time], cluster)
+        ip, port = table[f"{side}_ip"], table[f"{side}_port"]
+        answers = identities.identify(ip, port, protocol, table[time], cluster, other_clock)
         filled.update({f"{side}_{name}": answer for name, answer in answers.items()})
     schema = pa.schema([field for field in schemas.TABLES[table_name].schema if field.name in filled])
     return pa.Table.from_arrays([filled[field.name] for field in schema], schema=schema)
@@ -161,18 +176,23 @@ class Identities:
         protocol: Column,
         ts: Column,
         cluster: str | None = None,
+        other_clock: Clock | None = None,
     ) -> dict[str, Words]:
         """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
 
         Owners in other clusters than `cluster` don't count; None: those of all do. `ip` and `protocol` (in any case)
         are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are of one length, and all but `ts`
-        may be null. An owner of the very port is preferred to one of the address.
+        may be null. An owner of the very port is preferred to one of the address. Who was another one by the
+        `other_clock` is ambiguous.
         """
         if not len(self.table):
             return _nobody(len(ip))
         nanoseconds = columns.plain(ts.cast(pa.timestamp("ns", tz="UTC")))
         lookup = self._lookup(cluster)
-        owner = lookup.owners(_dictionary(ip), _numpy(port, -1), _dictionary(protocol), nanoseconds)
+        asked = _dictionary(ip), _numpy(port, -1), _dictionary(protocol)
+        owner = lookup.owners(*asked, nanoseconds)
+        if other_clock:
+            owner[owner != lookup.owners(*asked, other_clock(nanoseconds))] = _AMBIGUOUS
         return _answers(lookup.names, owner)
 
     def _lookup(self, cluster: str | None) -> _Lookup:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,10 @@ NAMED_TABLES: Final = ("flows", "retransmits", "dns")
 """Those that say whose addresses they hold."""
 UNKNOWN_NODE: Final = "unknown"
 """Also an empty file beside nodes such as 007, which pandas would make numbers if there were no other names."""
+
+
+Change = Callable[[str, pa.Table, str], pa.Table]
+"""Makes other rows of a table's rows, which are of one node."""
 
 
 @dataclass
@@ -203,7 +207,7 @@ class Batch:
             for table, date, _ in list(self._writers):
                 self._writer(table, date, UNKNOWN_NODE)
 
-    def rewrite_file(self, table: str, name: str, change: Callable[[str, pa.Table], pa.Table]) -> None:
+    def rewrite_file(self, table: str, name: str, change: Change) -> None:
         """Takes over a file of the lake, row group by row group as `change` makes it; as it is if nothing changes."""
         files = self.record.files.setdefault(table, [])
         folder = name.rpartition("/")[0]
@@ -217,7 +221,7 @@ class Batch:
         ):
             for group in range(source.num_row_groups if table in NAMED_TABLES else 0):
                 before = source.read_row_group(group).select(schema.names).cast(schema)
-                after = change(table, before)
+                after = change(table, before, unquote(folder.rpartition("/node=")[2]))
                 changed = changed or not _plain(after).equals(_plain(before))
                 writer.write_table(after, row_group_size=ROW_GROUP_ROWS)
         if not changed:
@@ -288,11 +292,11 @@ def _writer_options(table: str) -> dict[str, Any]:
 def rewrite(
     root: Path,
     name: str,
-    change: Callable[[str, pa.Table], pa.Table],
+    change: Change,
     anew: Mapping[str, pa.Table],
     more: Mapping[str, pa.Table],
 ) -> None:
-    """Replaces all rows of the lake by what `change(table, rows)` makes of them, and the tables `anew`; adds `more`.
+    """Replaces all rows of the lake by what `change` makes of them, and the tables `anew`; adds `more`.
 
     Files that nothing changes in stay. Derived tables go: they have to be made anew. `name` tells the batch that takes
     over all others from those before it.

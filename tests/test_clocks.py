@@ -59,6 +59,20 @@ def owners(lake: Lake) -> list[Any]:
     return sorted(table.itertuples(index=False, name=None), key=str)
 
 
+def named_flows(lake: Lake) -> list[Any]:
+    """Every flow at each point, and the pods at its ends: None where that is ambiguous."""
+    keys = "node, interface, encapsulation, protocol, orig_ip, orig_port, resp_ip, resp_port"
+    table = lake.sql(
+        f"""SELECT {keys}, row_number() OVER (PARTITION BY {keys} ORDER BY first_seen) AS nth,
+            CASE WHEN orig_identity <> 'ambiguous' THEN coalesce(orig_pod, '') END AS orig,
+            CASE WHEN resp_identity <> 'ambiguous' THEN coalesce(resp_pod, '') END AS resp FROM flows"""
+    )
+    return [
+        (row[:-2], row[-2:])
+        for row in table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
+    ]
+
+
 @pytest.mark.parametrize(
     ("offset_ns", "drift_ppb"), [(5_000_000, 0), (2 * SECOND, 0), (-2 * SECOND, 40_000), (300_000_000, -100_000)]
 )
@@ -81,3 +95,12 @@ def test_clocks_that_are_apart_change_nothing(offset_ns: int, drift_ppb: int, tm
         assert rows(lake, "flows", "orig", "resp", "connections", pod=pod) == rows(
             right, "flows", "orig", "resp", "connections", pod=pod
         )
+    truth = dict(named_flows(right))
+    wrong = [
+        (key, pods)
+        for key, pods in named_flows(lake)
+        if not all(one in (other, None) for one, other in zip(pods, truth[key], strict=True))
+    ]
+    assert wrong == []
+    unnamed = sum(None in pods for _, pods in named_flows(lake)) - sum(None in pods for pods in truth.values())
+    assert unnamed < 0.05 * len(truth)
