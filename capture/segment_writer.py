@@ -50,8 +50,6 @@ class SegmentFacts:
     packets: int
     size_bytes: int
     """Offset behind the last whole record, the file's header included: what is beyond it is cut off."""
-    sha256: str = ""
-    """Of so many bytes; '': nobody hashed them yet."""
     first_packet_ns: int | None = None
     last_packet_ns: int | None = None
     """The earliest and latest time of a packet; None without packets."""
@@ -66,6 +64,8 @@ class SegmentFacts:
     clock: Clock = field(default_factory=Clock)
     gap_before_ns: int | None = None
     salvaged: bool = False
+    sha256: str = ""
+    """Of the file's `size_bytes`; '': nobody hashed them yet."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import pytest
 
 from benchmarks.traffic import send
 from capture.filtering import Wanted, in_scope, program
+from capture.freezes import add_freeze
 from capture.libpcap import MOST_SNAPLEN
 from capture.scope_file import Scope
 from tests.wire import Record, Wire, read_all, records, records_of
@@ -108,7 +109,7 @@ class Agent:
         return self.process.pid
 
     def manifests(self) -> list[dict[str, Any]]:
-        paths = sorted(self.root.glob("cluster/n/*/*.json"))
+        paths = sorted(self.root.glob("cluster/n/[0-9]*/*.json"))
         return [json.loads(path.read_text()) | {"path": path} for path in paths]
 
     def records(self) -> list[Record]:
@@ -316,6 +317,82 @@ def test_a_read_only_folder_is_waited_for(wire: Wire, start: Callable[..., Agent
         assert sums["written"] == len(agent.records())
 
 
+def readiness(wire: Wire) -> str:
+    return wire.right.run("curl", "-s", "http://127.0.0.1:9798/readyz")
+
+
+def wait_until_ready(wire: Wire) -> None:
+    deadline = time.monotonic() + 10
+    while readiness(wire) != "ok\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_mount_that_becomes_read_only_is_waited_for(wire: Wire, start: Callable[..., Agent], tmp_path: Path) -> None:
+    """Where the agent sees it, that is: whatever it opens, renames or removes there is refused by the kernel."""
+    with small_disk(tmp_path / "disk", "16M") as disk:
+        agent = start(
+            *("-i", "wire", "-G", "1", "--metrics", "127.0.0.1:9798"), root=disk / "root", log=tmp_path / "log"
+        )
+        inside = ("nsenter", "-t", str(agent.pid), "-m")
+        sent = blast(wire, 1000, 20_000)
+        wait_until_written(agent, sent)
+        subprocess.run([*inside, "mount", "--bind", disk, disk], check=True)
+        subprocess.run([*inside, "mount", "-o", "remount,bind,ro", disk], check=True)
+        sent += blast(wire, 6000, 2000)
+        agent.wait_for("packets are dropped until the disk works again")
+        assert "Read-only file system" in readiness(wire)
+        sent += blast(wire, 1000, 20_000)
+        subprocess.run([*inside, "umount", disk], check=True)
+        agent.wait_for("the disk works again")
+        wait_until_ready(wire)
+        sent += blast(wire, 1000, 20_000)
+        assert agent.stop() == 0
+        manifests = agent.manifests()
+        sums = balance(manifests)
+        assert sums["accepted"] == sent == sums["written"] + sums["disk"]
+        assert sums["disk"] > 1000
+        assert sums["written"] == len(agent.records())
+        assert_hashed(manifests)
+        assert [path for path in agent.root.rglob("*.part")] == []
+        assert any(manifest["gap_before_ns"] for manifest in manifests)
+
+
+@pytest.mark.skipif(not Path("/dev/loop-control").exists(), reason="no loop devices")
+def test_a_disk_that_hangs_makes_it_unready_within_ten_seconds(
+    wire: Wire, start: Callable[..., Agent], tmp_path: Path
+) -> None:
+    """Writes to a frozen file system do not return: the reader can't go on."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    image.write_bytes(bytes(32 << 20))
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    frozen = False
+    try:
+        agent = start("-i", "wire", "--metrics", "127.0.0.1:9798", root=disk / "root", log=tmp_path / "log")
+        sent = blast(wire, 1000, 20_000)
+        wait_until_written(agent, sent)
+        assert readiness(wire) == "ok\n"
+        subprocess.run(["fsfreeze", "-f", disk], check=True)
+        frozen = True
+        began_s = time.monotonic()
+        sent += blast(wire, 1000, 20_000)
+        while "has not looked for packets" not in readiness(wire):
+            assert time.monotonic() - began_s < 10
+            time.sleep(0.1)
+        subprocess.run(["fsfreeze", "-u", disk], check=True)
+        frozen = False
+        wait_until_ready(wire)
+        assert agent.stop() == 0
+        sums = balance(agent.manifests())
+        assert sums["accepted"] == sums["written"] == len(agent.records()) == sent
+    finally:
+        if frozen:
+            subprocess.run(["fsfreeze", "-u", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 @pytest.mark.parametrize(("device", "flaps"), [("any", 50), ("wire", 20)])
 def test_an_interface_that_flaps_is_recorded_whenever_it_is_there(
     wire: Wire, start: Callable[..., Agent], device: str, flaps: int
@@ -362,6 +439,58 @@ def wait_until_up(wire: Wire) -> None:
     while "LOWER_UP" not in wire.left.run("ip", "link", "show", "wire"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed: no clock of its own for a process")
+def test_where_the_clock_jumps_names_stay_in_order_and_what_is_kept_is_what_should_be(
+    wire: Wire, start: Callable[..., Agent], tmp_path: Path
+) -> None:
+    """The clock that the agent reads; packets' times are the kernel's and stay true, as the monotonic clock does."""
+    library, offset = tmp_path / "clock.so", tmp_path / "offset"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, ROOT / "tests/jumping_clock.c"], check=True)
+    offset.write_bytes(bytes(8))
+    agent = start(
+        *("-i", "wire", "-G", "1", "--max-age", "6s"),
+        prefix=("env", f"LD_PRELOAD={library}", f"CLOCK_OFFSET={offset}"),
+    )
+    began_ns = time.time_ns()
+    sent = blast(wire, 500, 20_000)
+    frozen = add_freeze(agent.root / "cluster/n", began_ns, time.time_ns() + 1, "the beginning")
+    jumps = (HOUR_NS, 0, -HOUR_NS, -HOUR_NS + 5_000_000, -HOUR_NS)
+    tombstones = agent.root / "cluster/n/tombstones.jsonl"
+    for number, jump_ns in enumerate(jumps):
+        time.sleep(2.2)
+        assert number != 1 or not tombstones.exists(), "an hour forward makes nothing old"
+        with offset.open("r+b") as file:
+            file.write(struct.pack("=q", jump_ns))
+        sent += blast(wire, 500, 20_000)
+    time.sleep(1.2)
+    assert agent.stop() == 0
+    ended_ns = time.time_ns()
+    manifests = agent.manifests()
+    gone = [json.loads(line) for line in tombstones.read_text().splitlines()]
+    assert {each["reason"] for each in gone} == {"age"}, "an hour back makes nothing young"
+    kept = {manifest["stem"] for manifest in manifests}
+    numbers = [int(stem.rpartition("-")[2]) for stem in sorted(kept | {each["stem"] for each in gone})]
+    assert numbers == list(range(1, len(numbers) + 1))
+    seconds = (ended_ns - began_ns) / 1e9
+    assert seconds / 2 <= len(numbers) <= seconds + 2
+    assert min(kept).endswith("-000001")
+    assert frozen.since_ns <= manifests[0]["first_packet_ns"] < frozen.until_ns
+    assert sent == sum(each["packets"] for each in [*manifests, *gone])
+    balance(manifests)
+    assert_hashed(manifests)
+    for manifest in manifests:
+        if manifest["packets"]:
+            assert began_ns <= manifest["first_packet_ns"] <= manifest["last_packet_ns"] <= ended_ns
+    late = [manifest for manifest in manifests if manifest["opened_ns"] < began_ns - HOUR_NS / 2]
+    assert late, "what was opened when the clock was an hour behind says so"
+    stepped = [each["clock"]["stepped"] for each in manifests]
+    assert 3 <= sum(stepped) <= len(jumps)
+    assert not stepped[0] and not all(stepped)
 
 
 def test_killed_at_any_time_it_leaves_whole_segments_and_the_next_start_seals_the_rest(
