@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +17,12 @@ import xxhash
 
 from analysis import columns, lake
 from analysis.clocks import Offset, corrected
-from analysis.coverage import coverage_rows
+from analysis.coverage import NEEDED, coverage_rows
 from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
 from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL, NANOSECONDS
 from analysis.recordings import plain_rows, rows_of
-from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS
+from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS, Table
 
 Integers = npt.NDArray[np.int64]
 
@@ -86,17 +86,19 @@ def _by_reference(ts: Integers, offsets: list[Offset]) -> Integers:
 
 def coverage_of(root: Path) -> pa.Table:
     """schemas.COVERAGE of a lake's segments and gaps."""
-    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_rows(file, GAPS.schema)))
+    names = GAPS.schema.names
+    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_read(file, GAPS, names)))
     return columns.table_of(COVERAGE, coverage_rows(_segments(root), gaps))
 
 
 def _segments(root: Path) -> Iterator[dict[str, Any]]:
     for file in lake.committed_files(root, SEGMENTS.name):
-        yield from rows_of(_rows(file, SEGMENTS.schema), unquote(file.parent.name.partition("=")[2]))
+        yield from rows_of(_read(file, SEGMENTS, NEEDED), unquote(file.parent.name.partition("=")[2]))
 
 
-def _rows(file: Path, schema: pa.Schema) -> pa.Table:
-    return pq.ParquetFile(file).read().select(schema.names).cast(schema)
+def _read(file: Path, table: Table, names: Sequence[str]) -> pa.Table:
+    schema = pa.schema([table.schema.field(name) for name in names])
+    return pq.ParquetFile(file).read(list(names)).select(schema.names).cast(schema)
 
 
 def _has_several_points(root: Path) -> bool:
