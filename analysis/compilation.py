@@ -24,7 +24,7 @@ from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
 from analysis.flows import Flows, one_way_icmp
 from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
-from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, VERDICT
+from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, POINT_UNNAMED, VERDICT
 from analysis.losses import EVENT, EVENT_WAY, FLOW_CLOCK, losses
 from analysis.packet_rows import PacketRows
 from analysis.packet_rows_kernels import split
@@ -82,7 +82,7 @@ def _dns() -> None:
 
 def _flows() -> None:
     flows = Flows()
-    flows.assign(PACKETS, NUMBERS, HASHES)
+    flows.assign(BYTES, PACKETS, np.full(1, POINT_UNNAMED), HASHES)
     flows_kernels.rebuild(np.zeros(1, np.int32), flows.slots, 0)
     flows_kernels.expire(flows.slots, 0, 0, 0, np.zeros(1, np.int32), np.zeros(0, np.bool_))
     flows_kernels.give_up_early(flows._fragments, flows._early, flows._early_links, PACKETS)

@@ -6,7 +6,7 @@ packets are the same if their keys are (sightings.py); where a key says little, 
 - a SYN without a timestamp, and every datagram, must have an end (address and port) in common with its image: NAT
   turns one end of a packet, and a packet of which both were turned is known by others of its flow;
 - a datagram's image has orig's end in common (DNAT) or another key besides (SNAT: another packet, or the DNS question),
-  and is at another point of the same node at the same moment.
+  and is at another point of the same node at the same moment, or at one that may be several.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _same_packet(facts: Records, sightings: Records) -> tuple[Integers, Integers
     orig, resp = ends[0][one] == ends[swapped, other], ends[1][one] == ends[1 - swapped, other]
     decisive = (sightings["decisive"][at] & sightings["decisive"][at + 1]) == 1
     protocol, node, point = (facts[name] for name in ("protocol", "node", "point"))
-    image = (ts[at + 1] - ts[at] <= MOMENT_NS) & (node[one] == node[other]) & (point[one] != point[other])
+    elsewhere = (point[one] != point[other]) | (facts["unnamed"][one] == 1)
+    image = (ts[at + 1] - ts[at] <= MOMENT_NS) & (node[one] == node[other]) & elsewhere
     image &= orig | (resp & _is_repeated(one, other))
     taken = (protocol[one] == protocol[other]) & np.where(protocol[one] == UDP, image, decisive | orig | resp)
     return one[taken], other[taken], opposite[taken].astype(np.uint8)

@@ -19,12 +19,18 @@ SLACK_NS: Final = NANOSECONDS
 DROPS: Final = ("kernel", "libpcap", "disk", "interface", "policy")
 LOST: Final = DROPS[:3]
 """What was there to be captured and is missing: an interface drops for the host, too, and a policy was asked for."""
+NEEDED: Final = (
+    *("cluster", "segment", "first_ts", "last_ts", "opened", "sealed", "packets", "unsealed", "truncated", "sha256_ok"),
+    *("problems", "salvaged", "only_addresses", "gap_before_ns", "run_id"),
+    *(f"drops_{reason}" for reason in DROPS),
+)
+"""Of schemas.SEGMENTS."""
 _APART: Final = ("dropped", "damaged")
 """Of these, two that follow each other stay two: what was counted was counted in either."""
 
 
 def coverage_rows(segments: Iterable[Row], gaps: Iterable[Row]) -> list[Row]:
-    """Rows of schemas.COVERAGE, of all of schemas.SEGMENTS (with their `node`) and GAPS; times are nanoseconds.
+    """Rows of schemas.COVERAGE, of all of schemas.SEGMENTS (NEEDED, and `node`) and GAPS; times are nanoseconds.
 
     What a row does not have is null.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,17 +17,21 @@ import xxhash
 
 from analysis import columns, lake
 from analysis.clocks import Offset, corrected
-from analysis.coverage import coverage_rows
+from analysis.coverage import NEEDED, coverage_rows
 from analysis.enrich import known_interfaces
 from analysis.identities import Identities, add_identities
-from analysis.layout import NANOSECONDS
+from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL, NANOSECONDS
 from analysis.recordings import plain_rows, rows_of
-from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS
+from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS, Table
 
 Integers = npt.NDArray[np.int64]
 
 APART_NS: Final = NANOSECONDS // 100
 """By less than this no names are at stake: interfaces' times are told to 50 ms, all others in seconds."""
+
+MOMENT_NS: Final = NANOSECONDS // 50
+"""How long a packet takes through a node."""
+_MIXED: Final = {str(LINKTYPE_SLL), str(LINKTYPE_NFLOG)}
 
 
 def derive(root: Path, identities: Identities) -> None:
@@ -82,22 +86,24 @@ def _by_reference(ts: Integers, offsets: list[Offset]) -> Integers:
 
 def coverage_of(root: Path) -> pa.Table:
     """schemas.COVERAGE of a lake's segments and gaps."""
-    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_rows(file, GAPS.schema)))
+    names = GAPS.schema.names
+    gaps = (row for file in lake.committed_files(root, GAPS.name) for row in plain_rows(_read(file, GAPS, names)))
     return columns.table_of(COVERAGE, coverage_rows(_segments(root), gaps))
 
 
 def _segments(root: Path) -> Iterator[dict[str, Any]]:
     for file in lake.committed_files(root, SEGMENTS.name):
-        yield from rows_of(_rows(file, SEGMENTS.schema), unquote(file.parent.name.partition("=")[2]))
+        yield from rows_of(_read(file, SEGMENTS, NEEDED), unquote(file.parent.name.partition("=")[2]))
 
 
-def _rows(file: Path, schema: pa.Schema) -> pa.Table:
-    return pq.ParquetFile(file).read().select(schema.names).cast(schema)
+def _read(file: Path, table: Table, names: Sequence[str]) -> pa.Table:
+    schema = pa.schema([table.schema.field(name) for name in names])
+    return pq.ParquetFile(file).read(list(names)).select(schema.names).cast(schema)
 
 
 def _has_several_points(root: Path) -> bool:
-    """Whether flows are of more than one node, interface or tunnel."""
-    points: set[tuple[str, ...]] = set()
+    """Whether flows are of more than one node, interface or tunnel, or of a capture that is and does not say so."""
+    points: set[tuple[str | None, ...]] = set()
     for file in lake.committed_files(root, "flows"):
         with pq.ParquetFile(file) as source:
             for group in range(source.num_row_groups):
@@ -106,4 +112,30 @@ def _has_several_points(root: Path) -> bool:
                 points |= set(itertools.product([file.parent.name], *words))
                 if len(points) > 1:
                     return True
+    is_unnamed = any(interface is None for _, interface, _ in points)
+    return is_unnamed and (_shows_copies(root) or _shows_both_sides_of_nat(root))
+
+
+def _shows_copies(root: Path) -> bool:
+    """Whether any input shows packets more than once, or is of all interfaces of a host."""
+    for file in lake.committed_files(root, "segments"):
+        rows = pq.ParquetFile(file).read(["copies", "link_types"]).to_pylist()
+        if any(row["copies"] or _MIXED & {*row["link_types"].split(",")} for row in rows):
+            return True
     return False
+
+
+def _shows_both_sides_of_nat(root: Path) -> bool:
+    """Whether a TCP port seems to have opened two connections within a moment: what one and the same looks like."""
+    wanted = ["protocol", "orig_ip", "orig_port", "first_seen"]
+    parts = [pq.ParquetFile(file).read(wanted) for file in lake.committed_files(root, "flows")]
+    flows: Any = pa.concat_tables(parts).unify_dictionaries()
+    protocol, address = (columns.whole(flows[name]) for name in wanted[:2])
+    names = protocol.dictionary.to_pylist()
+    if "TCP" not in names:
+        return False
+    tcp = np.flatnonzero(columns.plain(protocol.indices) == names.index("TCP"))
+    ends = (columns.plain(address.indices)[tcp].astype(np.int64) << 16) | columns.plain(flows["orig_port"])[tcp]
+    times = columns.plain(flows["first_seen"])[tcp]
+    order = np.lexsort((times, ends))
+    return bool(((np.diff(ends[order]) == 0) & (np.diff(times[order]) < MOMENT_NS)).any())

@@ -30,6 +30,7 @@ import pyarrow as pa
 from analysis import accounts_kernels as accounts
 from analysis import columns, flows_kernels, rooms
 from analysis.columns_kernels import write_community_ids
+from analysis.copies import Copies
 from analysis.layout import ICMP, ICMPV6, NANOSECONDS, PACKET, TCP, UDP
 
 Records = npt.NDArray[Any]
@@ -54,7 +55,7 @@ class Flows:
         self.slots = rooms.zeros(FIRST_SLOTS, flows_kernels.SLOT)
         self.used = 0
         self._sides = rooms.zeros(2 * FIRST_SLOTS, flows_kernels.SLOT_SIDE)
-        self._recent = rooms.zeros(2 * FIRST_SLOTS * flows_kernels.RECENT_PACKETS, flows_kernels.RECENT)
+        self._copies = Copies()
         self._fragments = np.zeros(flows_kernels.FRAGMENTED_DATAGRAMS, flows_kernels.FRAGMENT)
         self._early = np.zeros(flows_kernels.EARLY_FRAGMENTS + 1, PACKET)
         self._early_links = np.roll(np.arange(flows_kernels.EARLY_FRAGMENTS + 1, dtype=np.int32), -1)
@@ -73,21 +74,29 @@ class Flows:
         self._clock = np.iinfo(np.int64).min
         self._server_names: dict[int, str] = {}
 
-    def assign(self, packets: Records, points: npt.NDArray[np.int64], point_hashes: npt.NDArray[np.uint64]) -> None:
-        """Set flow, flow_uid, flow_first_seen, from_orig, starts_flow and is_copy of PACKET[n].
+    def assign(
+        self,
+        data: npt.NDArray[np.uint8],
+        packets: Records,
+        points: npt.NDArray[np.int64],
+        point_hashes: npt.NDArray[np.uint64],
+    ) -> int:
+        """Set flow, flow_uid, flow_first_seen, from_orig, starts_flow and is_copy of PACKET[n]; returns the copies.
 
-        `points` (flows_kernels.POINT_*) and `point_hashes` are by observation point.
+        `data`: of their chunk. `points` (layout.POINT_*) and `point_hashes` are by observation point.
         """
         self._make_room(len(packets))
         settled = np.empty(len(self._early) + len(packets), PACKET)  # most often untouched, which takes no time
         with np.errstate(over="ignore"):
             self.used, count, waiting = flows_kernels.assign(
-                packets, self._table, self.slots, self._sides, self._recent, self._fragments, self._early,
+                packets, self._table, self.slots, self._sides, self._fragments, self._early,
                 self._early_links, settled, points, point_hashes, self._free, self.used, self._hashes,
             )  # fmt: skip
+        copies = self._copies.mark(data, packets, points, len(self.slots))
         self._settled.append(packets[packets["waits"] == 0] if waiting else packets)
         if count:
             self._settled.append(settled[:count].copy())
+        return copies
 
     def settled(self) -> Records:
         """Assigned PACKET[n], since the last call, that know all they will of their flow.
@@ -176,7 +185,6 @@ class Flows:
         self._free = free
         self.slots = rooms.grown(self.slots, size)
         self._sides = rooms.grown(self._sides, 2 * size)
-        self._recent = rooms.grown(self._recent, 2 * size * flows_kernels.RECENT_PACKETS)
         self._accounts = accounts.Accounts(
             rooms.grown(self._accounts.flows, size),
             rooms.grown(self._accounts.sides, 2 * size),

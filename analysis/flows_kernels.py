@@ -19,8 +19,9 @@ from analysis.layout import (
     ICMP,
     ICMPV6,
     NANOSECONDS,
+    POINT_MIXED,
+    POINT_NAMED,
     RST,
-    SCTP,
     STARTS_AFRESH,
     STARTS_AFTER_IDLE,
     STARTS_NOTHING,
@@ -60,17 +61,11 @@ SLOT_SIDE = np.dtype(
         ("first_ack", "u4"),
         ("has_syn", "u1"),
         ("has_first", "u1"),
-        ("recent_at", "u1"),
         ("unused", "u8"),  # two of them are half a cache line
     ],
     align=True,
 )
 """Two for each slot: orig, resp."""
-
-RECENT = np.dtype([("signature", "u8"), ("look", "u8"), ("ts", "i8")])
-"""The last packets of each side, to find copies in captures that do not name interfaces."""
-RECENT_PACKETS = 4
-COPY_WINDOW_NS = 100_000_000
 
 FRAGMENT = np.dtype(
     [
@@ -101,10 +96,6 @@ OTHER_TIMEOUT_NS = 60 * NANOSECONDS
 
 AHEAD = 16
 """Packets whose flows are looked up together, so that the memory that they need is fetched at one time."""
-
-POINT_NAMED = 0
-POINT_UNNAMED = 1  # one interface, without a name: a merged or mirrored capture shows packets more than once
-POINT_MIXED = 2  # all interfaces of a host at once, without saying which (SLL, NFLOG)
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
@@ -421,35 +412,6 @@ def learn_handshake(p, slot, me):
 
 
 @hot
-def mark_copy(p, recent, first, me, mixed):
-    """Sets is_copy where a capture without interface names shows the same packet again.
-
-    The same headers and IPv4 id within COPY_WINDOW_NS, but another link-layer source, TTL or encapsulation, which no
-    retransmission or network duplicate has. Where one file mixes all interfaces, a bridge shows them unchanged: there
-    a non-zero id is enough (but for SCTP, whose senders use few).
-    """
-    signature = mix(np.uint64(p["ip_id"] + 1), (np.uint64(p["tcp_seq"]) << np.uint64(32)) | np.uint64(p["tcp_ack"]))
-    signature = mix(signature, (np.uint64(p["payload_length"]) << np.uint64(32)) | np.uint64(p["tsval"]))
-    shape = (np.uint64(p["tcp_window"]) << np.uint64(32)) | (np.uint64(p["tcp_flags"]) << np.uint64(16))
-    signature = mix(signature, shape | np.uint64(p["fragment_offset"]))
-    look = mix(p["l2_source"], (np.uint64(p["ttl"]) << np.uint64(32)) | np.uint64(p["encapsulation"]))
-    look = mix(look, (np.uint64(p["direction"]) << np.uint64(16)) | np.uint64(p["vlan"] + 1))
-    has_id = p["ip_id"] > 0
-    if has_id or p["protocol"] == TCP:
-        for k in range(RECENT_PACKETS):
-            before = recent[first + k]
-            if before["signature"] == signature and abs(p["ts"] - before["ts"]) < COPY_WINDOW_NS:
-                if before["look"] != look or (mixed and has_id and p["protocol"] != SCTP):
-                    p["is_copy"] = 1
-                    return
-    entry = recent[first + np.int64(me["recent_at"])]
-    entry["signature"] = signature
-    entry["look"] = look
-    entry["ts"] = p["ts"]
-    me["recent_at"] = (me["recent_at"] + 1) % RECENT_PACKETS
-
-
-@hot
 def ports_of(p):
     """What stands for ports in the packet's 5-tuple, and whether it has one direction only (an ICMP error)."""
     protocol = p["protocol"]
@@ -483,7 +445,7 @@ def look_up(p):
 
 
 @hot
-def look_ahead(packets, begin, end, hashes, table, slots, sides, recent):
+def look_ahead(packets, begin, end, hashes, table, slots, sides):
     """Looks up the flows of packets[begin:end], and asks for all the memory that assigning will need."""
     mask = np.uint64(len(table) - 1)
     for i in range(begin, end):
@@ -499,9 +461,6 @@ def look_ahead(packets, begin, end, hashes, table, slots, sides, recent):
             if head >= 0:
                 prefetch_all(slots, head)
                 prefetch(sides, 2 * head)
-                s = 2 * head * RECENT_PACKETS
-                for k in range(0, 2 * RECENT_PACKETS, 2):
-                    prefetch(recent, s + k)
 
 
 @hot
@@ -567,9 +526,9 @@ def take_slot(p, at, table, slots, free, used):
 
 @kernel
 def assign(
-    packets, table, slots, sides, recent, fragments, early, links, settled, points, point_hashes, free, used, hashes
+    packets, table, slots, sides, fragments, early, links, settled, points, point_hashes, free, used, hashes
 ):  # fmt: skip
-    """Sets flow, flow_uid, from_orig, starts_flow and is_copy of each packet, in order.
+    """Sets flow, flow_uid, from_orig and starts_flow of each packet, in order.
 
     `table` (open addressing, power of two, -1 = empty) holds heads of `slots`. `free` is a stack of free slots with
     its height in free[-1]; then come those from `used` on. Room for one new slot per packet is the caller's to give.
@@ -581,7 +540,7 @@ def assign(
     waiting = 0
     for i in range(len(packets)):
         if i % AHEAD == 0:
-            look_ahead(packets, i, min(i + AHEAD, len(packets)), hashes, table, slots, sides, recent)
+            look_ahead(packets, i, min(i + AHEAD, len(packets)), hashes, table, slots, sides)
         p = packets[i]
         if not p["ip_version"]:
             continue
@@ -621,8 +580,6 @@ def assign(
         p["flow_first_seen"] = s["first_seen"]
         p["from_orig"] = side == 0
         p["starts_flow"] = starts
-        if point != POINT_NAMED:
-            mark_copy(p, recent, (2 * index + side) * RECENT_PACKETS, me, point == POINT_MIXED)
         if p["earlier_fragments"]:
             count = name_early(p, fragments[datagram], early, links, settled, count)
     return used, count, waiting

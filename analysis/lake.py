@@ -183,7 +183,9 @@ class Batch:
             part = rows if (days == day).all() else rows.filter(columns.flags(days == day))
             date = str(np.datetime64(day, "D"))
             groups = max(len(part) // ROW_GROUP_ROWS, 1)
-            self._writer(table, date, node).write_table(part, row_group_size=-(-len(part) // groups))
+            for group in range(groups):
+                begin, end = len(part) * group // groups, len(part) * (group + 1) // groups
+                self._writer(table, date, node).write_table(_with_own_words(part.slice(begin, end - begin)))
 
     def add_packets(self, day: int, row_group: RowGroup, node: str = UNKNOWN_NODE) -> None:
         """A row group of packets, all of one UTC day (since 1970)."""
@@ -274,6 +276,16 @@ def _days(rows: pa.Table, time: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     content: Any = column.buffers()[1]  # to_numpy() would load pandas first
     ns = np.frombuffer(content, np.int64, len(column), 8 * column.offset)
     return ns // DAY_NS
+
+
+def _with_own_words(rows: pa.Table) -> pa.Table:
+    """The rows of a row group, without the words of others: it would have to hold them all."""
+    for place, declared in enumerate(rows.schema):
+        if declared.type == NAME:
+            column: Any = columns.whole(rows.column(place))
+            if len(column.dictionary) > len(rows):
+                rows = rows.set_column(place, declared, column.cast(pa.string()).dictionary_encode())
+    return rows
 
 
 def _writer_options(table: str) -> dict[str, Any]:

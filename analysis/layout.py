@@ -69,7 +69,7 @@ PACKET: Final = in_lines(
     ("tcp_analyzable", "u1"),  # header whole and lengths make sense: Wireshark's condition for sequence analysis
     ("from_a", "u1"),  # 1 = sent by the smaller end of the 5-tuple; set by flows.py
     ("from_orig", "u1"),  # 1 = sent by the flow's orig; set by flows.py
-    ("is_copy", "u1"),  # set by flows.py
+    ("is_copy", "u1"),  # set by copies.py
     ("starts_flow", "u1"),  # STARTS_*; set by flows.py
     ("waits", "u1"),  # 1 = a fragment whose row waits for the first one to come; set by flows.py
     ("direction", "u1"),
@@ -120,6 +120,10 @@ PACKET: Final = in_lines(
 STARTS_NOTHING: Final = 0
 STARTS_AFRESH: Final = 1  # a new flow
 STARTS_AFTER_IDLE: Final = 2  # a new flow by idle time only: the TCP connection may be the old one
+
+POINT_NAMED: Final = 0
+POINT_UNNAMED: Final = 1  # one interface, without a name: a merged or mirrored capture shows packets more than once
+POINT_MIXED: Final = 2  # all interfaces of a host at once, without saying which (SLL, NFLOG)
 
 NETWORK_IP: Final = 0
 NETWORK_ARP: Final = 1
@@ -218,8 +222,9 @@ MALFORMED_NAMES: Final = (
     COUNTED_OPAQUE,
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
-) = range(9)
-"""Places in what decoding counts of a segment."""
+    COUNTED_COPIES,
+) = range(10)
+"""Places in what is counted of a segment."""
 
 VERDICT: Final = np.dtype(
     [

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from analysis import rooms
 from analysis.layout import (
+    COUNTED_COPIES,
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
     FRAME,
@@ -64,7 +65,7 @@ def decode_packets(
 
 def new_counts() -> npt.NDArray[np.int64]:
     """Zeros for layout.COUNTED_*, and an empty time range."""
-    counts = np.zeros(COUNTED_LAST_TS + 1, np.int64)
+    counts = np.zeros(COUNTED_COPIES + 1, np.int64)
     counts[COUNTED_FIRST_TS] = np.iinfo(np.int64).max
     counts[COUNTED_LAST_TS] = np.iinfo(np.int64).min
     return counts

@@ -29,10 +29,10 @@ from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, known_interfaces, learn
 from analysis.errors import Problem
 from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
-from analysis.flows_kernels import POINT_MIXED, POINT_NAMED, POINT_UNNAMED
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.journals import journals_of_recordings
 from analysis.layout import (
+    COUNTED_COPIES,
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
     COUNTED_PACKETS,
@@ -43,6 +43,9 @@ from analysis.layout import (
     LINKTYPE_SLL2,
     NANOSECONDS,
     PACKET,
+    POINT_MIXED,
+    POINT_NAMED,
+    POINT_UNNAMED,
 )
 from analysis.manifests import InterfaceNames
 from analysis.packet_rows import PacketRows
@@ -91,6 +94,8 @@ class Chunk:
 
     data: npt.NDArray[np.uint8]
     packets: Records
+    counts: npt.NDArray[np.int64]
+    """Of the segment (layout.COUNTED_*)."""
 
 
 def analyze(
@@ -262,7 +267,8 @@ class _Line:
             counts = new_counts()
             self._read.append((segment, counts, node))
             for data, frames in segment.chunks(room=self._bytes.take):
-                yield Chunk(data, self._decode(node, segment, numbers[id(segment)], data, frames, counts))
+                packets = self._decode(node, segment, numbers[id(segment)], data, frames, counts)
+                yield Chunk(data, packets, counts)
                 self._seen_bytes += len(data)
             if counts[COUNTED_PACKETS]:
                 first_ts, last_ts = int(counts[COUNTED_FIRST_TS]), int(counts[COUNTED_LAST_TS])
@@ -310,7 +316,8 @@ class _Line:
                 chunk = coming.popleft().result()
                 if chunk is None:
                     break
-                flows.assign(chunk.packets, self._points.kinds(), self._points.hashes())
+                copies = flows.assign(chunk.data, chunk.packets, self._points.kinds(), self._points.hashes())
+                chunk.counts[COUNTED_COPIES] += copies
                 asking.append(ask(self._feed_dns, node, dns, chunk))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
@@ -443,7 +450,8 @@ class ObservationPoints:
 
     def of(self, node: str, name: str | None, link_type: int) -> int:
         is_mixed = link_type in (LINKTYPE_SLL, LINKTYPE_NFLOG)
-        kind = POINT_MIXED if is_mixed else POINT_NAMED if name else POINT_UNNAMED
+        is_named = name is not None or link_type == LINKTYPE_SLL2
+        kind = POINT_MIXED if is_mixed else POINT_NAMED if is_named else POINT_UNNAMED
         return self._number(node, name, kind)
 
     def tell_apart(self, node: str, packets: Records, names: InterfaceNames) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from analysis import columns
 from analysis.layout import (
     COUNTED_ARP,
+    COUNTED_COPIES,
     COUNTED_CUT,
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
@@ -59,6 +60,7 @@ def _values(s: Segment, counts: npt.NDArray[np.int64], now: int) -> dict[str, An
         "cut_packets": int(counts[COUNTED_CUT]),
         "opaque_packets": int(counts[COUNTED_OPAQUE]),
         "skipped_packets": int(counts[COUNTED_SKIPPED]),
+        "copies": int(counts[COUNTED_COPIES]),
         "drops_kernel": s.drops_kernel,
         "drops_interface": s.drops_interface,
         "unsealed": s.unsealed,

@@ -59,6 +59,7 @@ FLOW_FACTS: Final = np.dtype(
         ("orig_port", "u2"),
         ("resp_port", "u2"),
         ("protocol", "u1"),
+        ("unnamed", "u1"),  # 1: of a capture that does not name interfaces, so its point may be several
     ],
     align=True,
 )
@@ -108,7 +109,9 @@ def flow_facts(flows: pa.Table) -> Records:
     facts["orig_syn"] = facts["resp_syn"] = -1
     (node,), names = word_numbers(flows["node"])
     facts["node"] = np.argsort(np.argsort(np.array(names, str)))[node]
-    (interface,), (tunnel,) = (word_numbers(flows[name])[0] for name in ("interface", "encapsulation"))
+    (interface,), interfaces = word_numbers(flows["interface"])
+    (tunnel,), _ = word_numbers(flows["encapsulation"])
+    facts["unnamed"] = np.array([name is None for name in interfaces] or [False])[interface]
     facts["point"] = np.unique((node << 40) + (interface << 20) + tunnel, return_inverse=True)[1]
     (facts["orig"], facts["resp"]), _ = word_numbers(flows["orig_ip"], flows["resp_ip"])
     for side in ("orig", "resp"):
@@ -127,8 +130,9 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
     """SIGHTINGs of the packets in files of the table packets, and CARRIEDs: fills in the SYNs of `facts`, too.
 
     `resent`: sequence numbers of which some packet must be found that carried them. Flows whose ports are equal are
-    left out: who sent a packet is told by its source port.
+    left out: who sent a packet is told by its source port. So are copies, which only unnamed points have.
     """
+    names = (*_NUMBERS, "is_copy") if facts["unnamed"].any() else _NUMBERS
     buckets = np.zeros(1 << (32 - BUCKET_BITS), np.bool_)
     buckets[resent >> BUCKET_BITS] = True
     order = np.argsort(facts["uid"])
@@ -139,8 +143,10 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
     for file in files:
         with pq.ParquetFile(file, read_dictionary=["flow_uid"]) as source:
             for group in range(source.num_row_groups):
-                table = source.read_row_group(group, columns=["flow_uid", *_NUMBERS])
+                table = source.read_row_group(group, columns=["flow_uid", *names])
                 flow = _flows(table["flow_uid"].combine_chunks(), uids, order)
+                if "is_copy" in names:
+                    flow[columns.plain(table["is_copy"]) == 1] = -1
                 values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)

@@ -116,7 +116,7 @@ def _hops(stitched: Stitched) -> pa.Table:
     way, one, other = way[begin], one[begin], other[begin]
     first, last = _seen(stitched)
     values = {
-        "connection_uid": _names(stitched, "flow_uid", stitched.primary[one]),
+        "connection_uid": _uids(stitched, stitched.primary[one]),
         "sender": _senders(way),
         "position": stitched.position[one, way & 1],
         **_point(stitched, "from", one),
@@ -143,15 +143,15 @@ def _losses(stitched: Stitched) -> pa.Table:
     values = {
         "ts": told["ts"],
         "resent": resent,
-        "connection_uid": _names(stitched, "flow_uid", stitched.primary[ways["flow"]]),
+        "connection_uid": _uids(stitched, stitched.primary[ways["flow"]]),
         "flow_uid": told["flow_uid"],
         "sender": _senders(ways["way"]),
         "seq": told["seq"],
         "tcp_segments": told["tcp_segments"],
         "verdict": np.select([last < 0, after < 0], ["before", "arrived"], "lost").astype(object),
-        "after_flow_uid": _names(stitched, "flow_uid", last),
+        "after_flow_uid": _uids(stitched, last),
         **_point(stitched, "after", last),
-        "before_flow_uid": _names(stitched, "flow_uid", after),
+        "before_flow_uid": _uids(stitched, after),
         **_point(stitched, "before", after),
     }
     return _table("losses", values)
@@ -235,6 +235,11 @@ def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
 
 def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:
     return stitched.flows[name].combine_chunks().take(columns.array(flow))
+
+
+def _uids(stitched: Stitched, flow: Integers) -> Any:
+    """flow_uid as a dictionary, null where `flow` is -1."""
+    return columns.uids(stitched.facts["uid"][np.maximum(flow, 0)], columns.bitmap(flow >= 0))
 
 
 def _names(stitched: Stitched, name: str, flow: Integers) -> Any:

@@ -13,8 +13,7 @@ import pytest
 
 from analysis.accounts_kernels import MINUTE, SYN_ACK_SENT
 from analysis.flows import CONN_STATES, Flows, conn_states
-from analysis.flows_kernels import POINT_NAMED
-from analysis.layout import ACK, FIN, ICMP, PACKET, RST, SYN, TCP, UDP, VERDICT
+from analysis.layout import ACK, FIN, ICMP, PACKET, POINT_NAMED, RST, SYN, TCP, UDP, VERDICT
 
 pytestmark = pytest.mark.kernel
 
@@ -122,7 +121,7 @@ def test_accounts_and_minutes_add_up_to_the_packets_wherever_chunks_end(cut: int
     given, judged = packets(5, count), verdicts(6, count)
     flows = Flows()
     points, hashes = np.array([POINT_NAMED], np.int64), np.array([7], np.uint64)
-    flows.assign(given, points, hashes)
+    flows.assign(np.zeros(0, np.uint8), given, points, hashes)
     disturbed(7, given)
     for begin in range(0, count, cut):
         flows.account(np.zeros(1, np.uint8), given[begin : begin + cut], judged[begin : begin + cut])
@@ -181,7 +180,7 @@ def connection(steps: list[Step], protocol: int = TCP, missed: int = 0) -> Conne
         seqs[who] += len(payload) + bool(flags & (SYN | FIN))
         data += payload
     flows = Flows()
-    flows.assign(made, np.array([POINT_NAMED], np.int64), np.array([7], np.uint64))
+    flows.assign(np.zeros(0, np.uint8), made, np.array([POINT_NAMED], np.int64), np.array([7], np.uint64))
     judged = np.zeros(len(made), VERDICT)
     judged["missed_bytes"] = missed
     flows.account(np.frombuffer(data, np.uint8), made, judged)
@@ -256,7 +255,7 @@ def test_a_flow_of_icmp_has_its_types_as_ports() -> None:
 def test_a_flow_that_ended_in_a_sweep_does_not_end_again() -> None:
     given = packets(5, 20)
     flows = Flows()
-    flows.assign(given, np.array([POINT_NAMED], np.int64), np.array([7], np.uint64))
+    flows.assign(np.zeros(0, np.uint8), given, np.array([POINT_NAMED], np.int64), np.array([7], np.uint64))
     flows.account(np.zeros(1, np.uint8), given, verdicts(6, 20))
     uids = set(given["flow_uid"].tolist())
     is_over = np.arange(flows.used) == 0

@@ -215,6 +215,19 @@ def test_parts_and_a_segment_that_is_being_written_are_told(tmp_path: Path) -> N
     ]
 
 
+def test_a_second_is_complete_only_if_all_of_it_is_known_to_be(tmp_path: Path) -> None:
+    """The first half of second 10 was recorded whole; of the other one the agent has not told yet."""
+    node = Node(tmp_path / "root", "node-7")
+    node.segment(at(0), at(10.5), each_second(0, 10))
+    node.part(at(10.5), [(at(second), 7, datagram(A, B, 40000, 9000)) for second in (10.7, 11.2)])
+    Node(tmp_path / "root", "node-8").segment(at(0), at(11), [])
+    lake = lake_of(tmp_path)
+    assert told(lake, 9, 11, node="node-7") == {9: (2, True, "recorded"), 10: (1, None, "recorded, unreported")}
+    frame = lake.coverage()
+    assert list(frame[frame["node"] == "node-7"]["dropped"].fillna(-1)) == [0] * 10 + [-1] * 2
+    assert frame.groupby("node")["packets"].sum().to_dict() == {"node-7": 22, "node-8": 0}
+
+
 def test_a_capture_of_no_agent_says_what_it_has_and_not_what_it_dropped(tmp_path: Path) -> None:
     (tmp_path / "one.pcap").write_bytes(pcap(each_second(0, 5)))
     (tmp_path / "two.pcap").write_bytes(pcap(each_second(60, 65)))

@@ -12,7 +12,8 @@ import pytest
 
 from analysis import layout
 from analysis.flows import Flows, flows_table
-from analysis.flows_kernels import EARLY_FRAGMENTS, POINT_NAMED
+from analysis.flows_kernels import EARLY_FRAGMENTS
+from analysis.layout import POINT_NAMED
 from tests import naive_flows
 from tests.naive_flows import ACK, FIN, RST, SYN, TCP, UDP, Packet
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.kernel
 CONVERSATIONS = 500 if os.environ.get("NUMBA_DISABLE_JIT", "0") != "1" else 40
 SECOND = naive_flows.SECOND
 V4_MAPPED = 0xFFFF00000000
+NO_DATA = np.zeros(0, np.uint8)
 
 
 def records(packets: list[Packet]) -> np.ndarray:
@@ -47,7 +49,7 @@ def assign(packets: list[Packet], chunk: int = 1000, **columns: object) -> tuple
     data = np.zeros(1, np.uint8)
     for begin in range(0, len(made), chunk):
         part = made[begin : begin + chunk]
-        flows.assign(part, np.array([POINT_NAMED]), np.array([7], np.uint64))
+        flows.assign(NO_DATA, part, np.array([POINT_NAMED]), np.array([7], np.uint64))
         verdicts = np.zeros(len(part), layout.VERDICT)
         verdicts["new_bytes"] = part["payload_length"]
         flows.account(data, part, verdicts)
@@ -207,7 +209,7 @@ def settled(made: np.ndarray, chunk: int) -> np.ndarray:
     """The same packets as their rows know them, in order of their frames."""
     flows, found = Flows(), []
     for begin in range(0, len(made), chunk):
-        flows.assign(made[begin : begin + chunk], np.array([POINT_NAMED]), np.array([7], np.uint64))
+        flows.assign(NO_DATA, made[begin : begin + chunk], np.array([POINT_NAMED]), np.array([7], np.uint64))
         found.append(flows.settled())
     flows.finish()
     packets = np.concatenate([*found, flows.settled()])

@@ -51,8 +51,12 @@ def zeek_logs() -> list[Any]:
             continue
         if path.name.removesuffix("--conn.log") in FILTERED or capture in NOT_FOLLOWED or capture in OTHER_PORTS:
             continue
-        logs.append(pytest.param(capture, rows, id=path.name))
+        if capture not in ZEEK_DIFFERS:
+            logs.append(pytest.param(capture, rows, id=path.name))
     return logs
+
+
+ZEEK_DIFFERS = {"l2/zeek__q-in-q.pcap": "one datagram from two routers, which counts once here"}
 
 
 def without_outer_tunnels(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -109,6 +113,9 @@ NDPI_DIFFERS = {
     "corrupt/ndpi__fuzz-2021-10-13.pcap": "nDPI makes a flow of a packet without a whole IP header",
     "tcp/ndpi__fix2.pcap": "the mirror port copied packets before and after a router; copies count once here",
     "tcp/ndpi__rtsp.pcap": "copies at each interface of the host; they count once here",
+    "tcp/ndpi__heuristic_tcp_ack_payload.pcap": "a mirror port showed each packet of one connection twice",
+    "tcp/ndpi__psiphon3.pcap": "each packet twice",
+    "tcp/ndpi__wow.pcap": "each packet of the client twice",
     "tcp/ndpi__reasm_segv_anon.pcapng": "GTP is not followed",
     "tunnels/ndpi__capwap.pcap": "CAPWAP is not followed",
 }
@@ -137,7 +144,10 @@ def arkime_sessions() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("capture", "sessions"), arkime_sessions())
+ARKIME_DIFFERS = {"tcp/arkime__wireshark-retrans.pcap": "a mirror port showed each packet several times"}
+
+
+@pytest.mark.parametrize(("capture", "sessions"), [each for each in arkime_sessions() if each.id not in ARKIME_DIFFERS])
 def test_packets_of_a_community_id_are_those_of_arkime(capture: str, sessions: list[dict[str, Any]]) -> None:
     expected: Counter[str] = Counter()
     for session in sessions:

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL
 from analysis.reports.connections import Points, flows_in
 from analysis.reports.filters import FLOW_SIDES, Filters
 from analysis.reports.missing import Missing, missing
@@ -14,6 +15,8 @@ from analysis.reports.window import Window, time_text
 if TYPE_CHECKING:
     from analysis.lake_reader import Lake
 
+_MIXED = ", ".join(f"'{link_type}'" for link_type in (LINKTYPE_SLL, LINKTYPE_NFLOG))
+_BLENDED = f"(interfaces IS NULL AND packets > 0 AND list_has_any(string_split(link_types, ','), [{_MIXED}]))"
 SHOWN_PROBLEMS = 3
 SHOWN_NAMES = 8
 
@@ -32,6 +35,10 @@ class Completeness:
     """Files that do not say what was dropped: a zero would be a guess."""
     malformed: int
     skipped: int
+    copies: int
+    """Of files that do not name interfaces: what they show again of packets that they had shown."""
+    blended_files: int
+    """Files that have copies, or are of all interfaces at once, and do not name any."""
     truncated_files: int
     unsealed_files: int
     forged_files: int
@@ -52,6 +59,9 @@ class Completeness:
         complete = f", {self.missing.summary()}" if self.missing.nodes else ""
         notes = [f"{_count(self.files, 'file')}, {_count(self.packets, 'packet')}{data}{complete}"]
         notes += [*self.missing.notes(counted), self._drops()]
+        if self.blended_files:
+            what = _count(self.blended_files, "file")
+            notes.append(f"{what} without interface names: {self._copies()}, and paths within a node can't be told")
         if self.missed_share is not None and self.missed_share >= 0.0005:
             notes.append(f"capture missed {self.missed_share:.1%} of TCP bytes: retransmissions are a lower bound")
         if self.unseen:
@@ -75,6 +85,9 @@ class Completeness:
             notes.append("no metadata, so addresses have no names: podtap enrich --metadata PATH adds them")
         return notes
 
+    def _copies(self) -> str:
+        return "1 copy counts for nothing" if self.copies == 1 else f"{self.copies:,} copies count for nothing"
+
     def _drops(self) -> str:
         if self.files_without_drops == self.files:
             return "drops not reported by the capture"
@@ -96,6 +109,8 @@ def completeness(lake: Lake, window: Window) -> Completeness:
             count(*) FILTER (drops_kernel IS NULL AND drops_interface IS NULL) AS files_without_drops,
             coalesce(sum(malformed_packets), 0)::BIGINT AS malformed,
             coalesce(sum(skipped_packets), 0)::BIGINT AS skipped,
+            coalesce(sum(copies), 0)::BIGINT AS copies,
+            count(*) FILTER (copies > 0 OR {_BLENDED}) AS blended_files,
             count(*) FILTER (truncated) AS truncated_files,
             count(*) FILTER (unsealed) AS unsealed_files,
             count(*) FILTER (NOT sha256_ok) AS forged_files,

@@ -82,43 +82,53 @@ def seconds(window: Window, node: str | None) -> str:
     until_ns = None if window.until_ns is None else -(-window.until_ns // second) * second
     whole = Window(since_ns, until_ns)
     of_packets = [whole.overlaps("ts", "ts"), *whole.days()]
+
+    def within(first: str, last: str) -> str:
+        """The seconds that a row touches, of the window."""
+        begin = f"{first} // {second} * {second}"
+        since = begin if since_ns is None else f"greatest({begin}, {since_ns})"
+        until = last if until_ns is None else f"least({last}, {until_ns})"
+        return f"unnest(range({since}, {until}, {second})) AS ns"
+
     return f"""
     WITH told AS (
-        SELECT *, epoch_ns("start") AS since, epoch_ns("end") AS until, {_DROPPED} AS lost
-        FROM coverage WHERE {_of(node)}
+        SELECT *, epoch_ns("start") AS since, epoch_ns("end") AS until FROM coverage
+    ), of_node AS (
+        SELECT cluster, node, kind, complete, {_DROPPED} AS lost, drops_kernel IS NOT NULL AS is_counted, since, until,
+            {within("since", "until")}
+        FROM told WHERE node IS NOT NULL AND {_of(node)}
+    ), states AS (
+        SELECT cluster, node, ns, bool_or(NOT complete AND kind <> 'dropped') AS is_lacking,
+            bool_and(coalesce(complete, false)) AS is_whole, bool_and(is_counted) AS is_counted,
+            CASE WHEN min(kind) = max(kind) THEN min(kind)
+                ELSE array_to_string(list_sort(list_distinct(list(kind))), ', ') END AS kinds,
+            coalesce(sum(lost) FILTER (kind = 'dropped'), 0)::BIGINT AS dropped,
+            min(since) FILTER (kind = 'dropped') AS dropped_since, max(until) FILTER (kind = 'dropped') AS dropped_until
+        FROM of_node GROUP BY cluster, node, ns
     ), spans AS (
         SELECT cluster, node, min(since) AS first, max(until) AS last
-        FROM told WHERE node IS NOT NULL GROUP BY cluster, node
-    ), nodes AS (
+        FROM told WHERE node IS NOT NULL AND {_of(node)} GROUP BY cluster, node
+    ), every AS (
         SELECT *, unnest(range({f"first // {second} * {second}" if since_ns is None else since_ns},
             {"last" if until_ns is None else until_ns}, {second})) AS ns
         FROM spans
     ), captured AS (
         SELECT node, epoch_ns(ts) // {second} * {second} AS ns, count(*) AS packets
         FROM packets WHERE {" AND ".join(of_packets)} AND {_of(node)} GROUP BY ALL
-    ), states AS (
-        SELECT n.cluster, n.node, n.ns, coalesce(string_agg(DISTINCT t.kind, ', ' ORDER BY t.kind), '') AS kinds,
-            CASE WHEN bool_or(NOT t.complete AND t.kind <> 'dropped') THEN false
-                WHEN any_value(n.first) > n.ns OR any_value(n.last) < n.ns + {second}
-                    THEN CASE WHEN n.cluster IS NOT NULL THEN false END
-                WHEN count(*) = count(*) FILTER (t.complete) THEN true END AS complete,
-            CASE WHEN count(*) = count(t.drops_kernel)
-                THEN coalesce(sum(t.lost) FILTER (t.kind = 'dropped'), 0) END AS dropped,
-            min(t.since) FILTER (t.kind = 'dropped') AS dropped_since,
-            max(t.until) FILTER (t.kind = 'dropped') AS dropped_until
-        FROM nodes n LEFT JOIN told t ON n.cluster IS NOT DISTINCT FROM t.cluster AND n.node = t.node
-            AND t.since < n.ns + {second} AND t.until > n.ns
-        GROUP BY n.cluster, n.node, n.ns
+    ), unseen AS (
+        SELECT DISTINCT cluster, {within("since", "until")} FROM told WHERE kind = 'journal'
     )
-    SELECT s.cluster, s.node, {_time("s.ns")} AS second, coalesce(c.packets, 0) AS packets, s.complete, s.kinds,
-        s.dropped::BIGINT AS dropped,
+    SELECT e.cluster, e.node, {_time("e.ns")} AS second, coalesce(c.packets, 0) AS packets,
+        CASE WHEN s.is_lacking THEN false
+            WHEN e.first > e.ns OR e.last < e.ns + {second} THEN CASE WHEN e.cluster IS NOT NULL THEN false END
+            WHEN s.is_whole THEN true END AS complete,
+        coalesce(s.kinds, '') AS kinds, CASE WHEN s.is_counted THEN s.dropped END AS dropped,
         {_time("s.dropped_since")} AS dropped_since, {_time("s.dropped_until")} AS dropped_until,
-        EXISTS (
-            FROM coverage j WHERE j.kind = 'journal' AND (j.cluster IS NULL OR j.cluster = s.cluster)
-                AND epoch_ns(j."start") < s.ns + {second} AND epoch_ns(j."end") > s.ns
-        ) AS journal_gap
-    FROM states s LEFT JOIN captured c ON s.node = c.node AND s.ns = c.ns
-    ORDER BY s.node, s.cluster, s.ns"""
+        EXISTS (FROM unseen u WHERE u.ns = e.ns AND (u.cluster IS NULL OR u.cluster = e.cluster)) AS journal_gap
+    FROM every e
+    LEFT JOIN states s ON s.cluster IS NOT DISTINCT FROM e.cluster AND s.node = e.node AND s.ns = e.ns
+    LEFT JOIN captured c ON c.node = e.node AND c.ns = e.ns
+    ORDER BY e.node, e.cluster, e.ns"""
 
 
 def _of(node: str | None) -> str:

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -19,20 +19,33 @@ _COUNTS: Final = re.compile(
 )
 
 
+def merged(captures: Sequence[Path], path: Path) -> None:
+    """One pcap of several, which does not say what came from which."""
+    subprocess.run(["mergecap", "-F", "nsecpcap", "-w", path, *captures], check=True)
+
+
 class Capture:
     """`with Capture(namespace, path):` writes what passes meanwhile; snaplen 0 keeps whole packets.
 
+    `link_type`: LINUX_SLL does not tell interfaces, as LINUX_SLL2 does, which is what "any" is captured as otherwise.
     Raises at the end if the kernel dropped anything: a capture with holes is no evidence.
     """
 
     def __init__(
-        self, namespace: Namespace, path: str | Path, interface: str = "any", snaplen: int = 0, expression: str = ""
+        self,
+        namespace: Namespace,
+        path: str | Path,
+        interface: str = "any",
+        snaplen: int = 0,
+        expression: str = "",
+        link_type: str = "",
     ) -> None:
         self.namespace = namespace
         self.path = Path(path)
         self.interface = interface
         self.snaplen = snaplen
         self.expression = expression
+        self.link_type = link_type
         self.packets = 0
         """How many it wrote; known at the end."""
         self._log = self.path.with_name(self.path.name + ".log")
@@ -43,6 +56,7 @@ class Capture:
             self._process = self.namespace.start(
                 *("tcpdump", "-n", "-U", "-Z", "root", "--time-stamp-precision=nano", "-B", str(BUFFER_KIB)),
                 *("-i", self.interface, "-s", str(self.snaplen), "-w", str(self.path.resolve())),
+                *(["-y", self.link_type] if self.link_type else []),
                 *([self.expression] if self.expression else []),
                 stderr=log,
             )
