@@ -114,7 +114,9 @@ def _sightings() -> None:
     for column in columns:
         column.flags.writeable = False  # as Arrow's are
     room = np.zeros(0, SIGHTING), np.zeros(0, CARRIED)
-    sightings_kernels.sample(np.zeros(0, np.int32), *columns, 0, np.zeros(0, FLOW_FACTS), BYTES == 1, *room)
+    facts = np.zeros(0, FLOW_FACTS)
+    sightings_kernels.sample(np.zeros(0, np.int32), *columns, BYTES[:0], 0, facts, BYTES == 1, *room)
+    sightings_kernels.ask(NUMBERS, NUMBERS, NUMBERS, NUMBERS, np.zeros(1, FLOW_FACTS))
     sightings_kernels.unite(NUMBERS, BYTES, NUMBERS[:0], NUMBERS[:0], BYTES[:0])
 
 

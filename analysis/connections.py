@@ -6,7 +6,8 @@ packets are the same if their keys are (sightings.py); where a key says little, 
 - a SYN without a timestamp, and every datagram, must have an end (address and port) in common with its image: NAT
   turns one end of a packet, and a packet of which both were turned is known by others of its flow;
 - a datagram's image has orig's end in common (DNAT) or another key besides (SNAT: another packet, or the DNS question),
-  and is at another point of the same node at the same moment, or at one that may be several.
+  and is at another point of the same node at the same moment, or at one that may be several;
+- datagrams without an IP id have no key: of them whole flows are compared (datagrams.py), and what fits two is neither.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis import sightings_kernels as kernels
+from analysis.datagrams import MOMENT_NS, both_sides
 from analysis.layout import NANOSECONDS, UDP
 
 Records = npt.NDArray[Any]
@@ -25,8 +27,6 @@ Flags = npt.NDArray[np.bool_]
 
 SLACK_NS: Final = 10 * NANOSECONDS
 """No packet is on its way for longer, and no two nodes' clocks are further apart."""
-MOMENT_NS: Final = NANOSECONDS // 50
-"""How long a datagram takes through a node."""
 
 
 def connections_of(facts: Records, sightings: Records) -> tuple[Integers, Flags]:
@@ -39,6 +39,8 @@ def connections_of(facts: Records, sightings: Records) -> tuple[Integers, Flags]
     flips = np.zeros(len(facts), np.uint8)
     for left, right, opposite in (*_same_tuple(facts), _same_packet(facts, sightings)):
         kernels.unite(parents, flips, left, right, opposite)
+    one, image = both_sides(facts, parents, flips == 1)
+    kernels.unite(parents, flips, one, image, np.zeros(len(one), np.uint8))
     opener = parents.copy()
     with_syn = np.flatnonzero(facts["orig_syn"] >= 0)[::-1]
     opener[parents[with_syn]] = with_syn

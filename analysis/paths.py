@@ -16,6 +16,7 @@ from analysis import paths_kernels as kernels
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 SEEN: Final = np.dtype(
     [
@@ -35,7 +36,7 @@ HOP: Final = np.dtype([("way", "i8"), ("flow", "i4"), ("next_flow", "i4"), ("lat
 """One packet that went from one point of its path to the next."""
 
 
-def seen_packets(sightings: Records, connection: Integers, flipped: npt.NDArray[np.bool_]) -> Records:
+def seen_packets(sightings: Records, connection: Integers, flipped: Flags) -> Records:
     """SEEN, sorted by (way, key, ts): the sightings of connections with several flows, but for keys that repeat.
 
     `sightings` are sorted by (key, ts).
@@ -59,6 +60,35 @@ def seen_packets(sightings: Records, connection: Integers, flipped: npt.NDArray[
     seen, packet = seen[shared], packet[shared]
     seen["packet"] = np.cumsum(np.append(False, np.diff(packet) != 0))[: len(packet)]
     return seen
+
+
+def with_first_datagrams(seen: Records, facts: Records, connection: Integers, flipped: Flags) -> Records:
+    """SEEN, sorted by (way, key, ts), and with it the first datagram of ways of which none was compared, as none has an
+    IP id: at each point that saw datagrams of the same lengths.
+
+    Clocks are not to be compared by it: at two nodes it may be another one.
+    """
+    several = np.bincount(connection, minlength=len(connection)) > 1
+    compared = np.zeros(2 * len(facts), np.bool_)
+    compared[seen["way"]] = True
+    parts = []
+    for side, by_orig in (("orig", True), ("resp", False)):
+        way = 2 * connection + (flipped ^ by_orig)
+        flow = np.flatnonzero(several[connection] & (facts[f"{side}_shape"] != 0) & ~compared[way])
+        part = np.empty(len(flow), SEEN)
+        part["way"], part["flow"], part["key"] = way[flow], flow, facts[f"{side}_shape"][flow]
+        part["ts"], part["row"] = facts[f"{side}_first"][flow], facts[f"{side}_row"][flow]
+        parts.append(part)
+    added = np.concatenate(parts)
+    if not len(added):
+        return seen
+    added = added[np.lexsort((added["row"], added["ts"], added["key"], added["way"]))]
+    packet = np.cumsum(~_same(added, "way", "key")) - 1
+    added["packet"] = packet + seen["packet"].max(initial=-1) + 1
+    every = np.concatenate([seen, added[np.bincount(packet)[packet] > 1]])
+    every = every[np.argsort(every["way"], kind="stable")]
+    every["packet"] = np.cumsum(~_same(every, "packet")) - 1
+    return every
 
 
 def by_packet(seen: Records) -> Records:
@@ -93,9 +123,9 @@ def hops(seen: Records, steps: Records) -> Records:
     return made
 
 
-def _same(rows: Records, *names: str) -> npt.NDArray[np.bool_]:
+def _same(rows: Records, *names: str) -> Flags:
     """Whether each row has the same values as the one before it."""
-    same = np.zeros(len(rows), np.bool_)
+    same: Flags = np.zeros(len(rows), np.bool_)
     same[1:] = True
     for name in names:
         same[1:] &= rows[name][1:] == rows[name][:-1]

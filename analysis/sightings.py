@@ -4,6 +4,9 @@ What survives the way through bridges, tunnels and NAT is the TCP sequence numbe
 UDP datagram's IP id and length. GSO and GRO cut the same bytes differently, but the first packet of each cut has the
 same three numbers. A hash of them is a packet's key. Of a flow some four to eight keys are kept, of a long one every
 64th, chosen by the hash itself: so every point chooses the same, and memory grows with the flows, hardly with packets.
+
+Many datagrams have no IP id. Of a UDP flow is kept, too, what all its packets together say: a sum of hashes of their
+ids and lengths for each side, whether they came in or left, when the first one passed, and what DNS was asked.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import pyarrow.parquet as pq
 from analysis import columns
 from analysis import sightings_kernels as kernels
 from analysis.columns import PROTOCOL_NAMES
+from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN
 
 SIGHTING: Final = np.dtype(
     [
@@ -55,10 +59,18 @@ FLOW_FACTS: Final = np.dtype(
         ("orig", "i4"),  # numbers of addresses
         ("resp", "i4"),
         ("community", "i4"),
+        ("orig_first", "i8"),  # UDP: when the first packet of orig passed; -1: none did
+        ("resp_first", "i8"),
+        ("orig_row", "i8"),  # its row of the table packets
+        ("resp_row", "i8"),
+        ("orig_shape", "u8"),  # UDP: a hash of what orig sent, in whatever order; 0: nothing
+        ("resp_shape", "u8"),
+        ("questions", "u8"),  # a hash of the DNS questions; 0: none
         ("mask", "i4"),  # bits of a key that must be 0; -1: none is kept
         ("orig_port", "u2"),
         ("resp_port", "u2"),
         ("protocol", "u1"),
+        ("ways", "u1"),  # UDP: 1 if a packet of orig came in, 2 if one left; 4 and 8 of resp
         ("unnamed", "u1"),  # 1: of a capture that does not name interfaces, so its point may be several
     ],
     align=True,
@@ -106,7 +118,8 @@ def flow_facts(flows: pa.Table) -> Records:
     facts["uid"] = uid_numbers(flows["flow_uid"])
     for time in ("first_seen", "last_seen"):
         facts[time] = numbers(flows[time])
-    facts["orig_syn"] = facts["resp_syn"] = -1
+    for name in ("orig_syn", "resp_syn", "orig_first", "resp_first", "orig_row", "resp_row"):
+        facts[name] = -1
     (node,), names = word_numbers(flows["node"])
     facts["node"] = np.argsort(np.argsort(np.array(names, str)))[node]
     (interface,), interfaces = word_numbers(flows["interface"])
@@ -127,7 +140,7 @@ def flow_facts(flows: pa.Table) -> Records:
 
 
 def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.uint32]) -> tuple[Records, Records]:
-    """SIGHTINGs of the packets in files of the table packets, and CARRIEDs: fills in the SYNs of `facts`, too.
+    """SIGHTINGs of the packets in files of the table packets, and CARRIEDs: fills in the SYNs and datagrams of `facts`.
 
     `resent`: sequence numbers of which some packet must be found that carried them. Flows whose ports are equal are
     left out: who sent a packet is told by its source port. So are copies, which only unnamed points have.
@@ -141,20 +154,41 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
     seen, sent = sightings[0], carried[0]
     row = 0
     for file in files:
-        with pq.ParquetFile(file, read_dictionary=["flow_uid"]) as source:
+        with pq.ParquetFile(file, read_dictionary=["flow_uid", "direction"]) as source:
             for group in range(source.num_row_groups):
-                table = source.read_row_group(group, columns=["flow_uid", *names])
+                table = source.read_row_group(group, columns=["flow_uid", "direction", *names])
                 flow = _flows(table["flow_uid"].combine_chunks(), uids, order)
                 if "is_copy" in names:
                     flow[columns.plain(table["is_copy"]) == 1] = -1
                 values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
-                counts = kernels.sample(flow, *values, row, facts, buckets, seen, sent)
+                direction = _directions(table["direction"].combine_chunks())
+                counts = kernels.sample(flow, *values, direction, row, facts, buckets, seen, sent)
                 sightings.append(seen[: counts[0]].copy())
                 carried.append(sent[: counts[1]].copy())
                 row += len(table)
     return np.concatenate(sightings), np.concatenate(carried)
+
+
+def add_questions(facts: Records, dns: pa.Table) -> None:
+    """Fills in the questions of `facts`, of rows of schemas.DNS; words are plain text."""
+    order = np.argsort(facts["uid"])
+    uids = uid_numbers(dns["flow_uid"])
+    place = np.minimum(np.searchsorted(facts["uid"], uids, sorter=order), len(facts) - 1)
+    flow = order[place]
+    known = facts["uid"][flow] == uids
+    (name,), _ = word_numbers(dns["query"])
+    (type_,), _ = word_numbers(dns["qtype"])
+    kernels.ask(flow[known], numbers(dns["trans_id"])[known], name[known], type_[known], facts)
+
+
+def _directions(words: Any) -> npt.NDArray[np.uint8]:
+    """DIRECTION_* of each packet."""
+    codes = {"in": DIRECTION_IN, "out": DIRECTION_OUT}
+    code = np.array([codes.get(word, DIRECTION_UNKNOWN) for word in words.dictionary.to_pylist()] + [0], np.uint8)
+    found: npt.NDArray[np.uint8] = code[columns.plain(words.indices, -1)]
+    return found
 
 
 def _flows(texts: Any, uids: npt.NDArray[np.uint64], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:

@@ -22,15 +22,39 @@ def mixed(a, b):
     return h ^ (h >> np.uint64(32))
 
 
+@inner
+def note(facts, src_port, key, ts, row, direction):
+    """Adds a datagram to what its flow says of them all; one without ports to neither side."""
+    if src_port == facts["orig_port"]:
+        facts["orig_shape"] += key
+        facts["ways"] |= direction
+        if facts["orig_first"] < 0 or ts < facts["orig_first"]:
+            facts["orig_first"], facts["orig_row"] = ts, row
+    elif src_port == facts["resp_port"]:
+        facts["resp_shape"] += key
+        facts["ways"] |= direction << 2
+        if facts["resp_first"] < 0 or ts < facts["resp_first"]:
+            facts["resp_first"], facts["resp_row"] = ts, row
+
+
 @kernel
-def sample(flow, ts, src_port, flags, seq, ack, tsval, payload, ip_id, row, flows, buckets, sightings, carried):
+def ask(flow, trans_id, name, type_, flows):
+    """Adds questions to the flows (FLOW_FACTS) in which they were asked; `name` and `type_` are numbers of words."""
+    for i in range(len(flow)):
+        flows[flow[i]]["questions"] += mixed(mixed(trans_id[i], name[i]), type_[i])
+
+
+@kernel
+def sample(
+    flow, ts, src_port, flags, seq, ack, tsval, payload, ip_id, direction, row, flows, buckets, sightings, carried
+):
     """Writes what identifies a packet at any point, of those that are compared, and which may have carried bytes that
     were sent again; returns how many of either.
 
-    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to ip_id: columns of packets from number `row` on; buckets:
-    bool[2 ** k], whether a sequence number with these highest bits was sent again; sightings: SIGHTING[n]; carried:
-    CARRIED[n]. A flow's mask thins out its packets by their own hash, so that two points choose the same ones. SYNs are
-    always chosen, and leave their numbers in `flows`.
+    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to direction: columns of packets from number `row` on;
+    buckets: bool[2 ** k], whether a sequence number with these highest bits was sent again; sightings: SIGHTING[n];
+    carried: CARRIED[n]. A flow's mask thins out its packets by their own hash, so that two points choose the same ones.
+    SYNs are always chosen, and leave their numbers in `flows`; so do all datagrams with what they say together.
     """
     seen = sent = 0
     shift = np.uint32(32)
@@ -66,10 +90,11 @@ def sample(flow, ts, src_port, flags, seq, ack, tsval, payload, ip_id, row, flow
                     decisive = np.uint8(tsval[i] != 0)
             elif key & np.uint64(mask):
                 continue
-        elif facts["protocol"] == UDP and ip_id[i] != 0:
+        elif facts["protocol"] == UDP:
             key = mixed(mixed(ip_id[i], payload[i]), 1)
+            note(facts, src_port[i], key, ts[i], row + i, direction[i])
             decisive = np.uint8(0)
-            if key & np.uint64(mask):
+            if ip_id[i] == 0 or key & np.uint64(mask):
                 continue
         else:
             continue

@@ -23,9 +23,9 @@ from analysis.connections import connections_of
 from analysis.lake import committed_files
 from analysis.layout import UDP
 from analysis.losses import FLOW_CLOCK, events_of, losses, points_passed
-from analysis.paths import by_packet, hops, paths, seen_packets
+from analysis.paths import by_packet, hops, paths, seen_packets, with_first_datagrams
 from analysis.schemas import NAME, TABLES
-from analysis.sightings import flow_facts, numbers, read_packets, uid_numbers
+from analysis.sightings import add_questions, flow_facts, numbers, read_packets, uid_numbers
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -38,6 +38,7 @@ _FLOWS: Final = (
     *("flow_uid", "interface", "encapsulation", "protocol", "first_seen", "last_seen", "community_id", "history"),
     *(f"{side}_{what}" for side in ("orig", "resp") for what in ("ip", "port", "packets", "tcp_segments")),
 )
+_QUESTIONS: Final = ("flow_uid", "trans_id", "query", "qtype")
 _RETRANSMITS: Final = ("flow_uid", "ts", "sender", "seq", "delay_ns", "tcp_segments")
 
 
@@ -81,9 +82,11 @@ def stitch(root: Path) -> Stitched:
     resent = columns.plain(retransmits["seq"]).astype(np.uint32)
     sightings, carried = read_packets(committed_files(root, "packets"), facts, resent)
     sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
+    add_questions(facts, _read(root, "dns", _QUESTIONS, _QUESTIONS[:1]))
     connection, flipped = connections_of(facts, sightings)
     seen = seen_packets(sightings, connection, flipped)
     offsets = clock_offsets(seen, node)
+    seen = with_first_datagrams(seen, facts, connection, flipped)
     if offsets:
         seen["ts"] = corrected(seen["ts"], node[seen["flow"]], offsets)
         seen = by_packet(seen)

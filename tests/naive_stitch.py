@@ -22,12 +22,14 @@ def mixed(a: int, b: int) -> int:
 
 def sample(
     packets: Sequence[Mapping[str, int]], first_row: int, flows: Sequence[Any], resent: Collection[int]
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[list[int]]]:
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[list[int]], list[list[int]]]:
     """(key, ts, row, flow, sender, decisive) of each packet that is compared; (ts, flow, seq, length, sender) of each
-    that carried a number of `resent`; and each flow's SYNs (orig, resp)."""
+    that carried a number of `resent`; each flow's SYNs (orig, resp); and its shapes (orig, resp), the first packets'
+    times and rows, and ways."""
     found: list[tuple[int, ...]] = []
     carried: list[tuple[int, ...]] = []
     syns = [[-1, -1] for _ in flows]
+    datagrams: list[list[int]] = [[0, 0, -1, -1, -1, -1, 0] for _ in flows]
     for number, packet in enumerate(packets, start=first_row):
         if packet["flow"] < 0 or flows[packet["flow"]]["mask"] < 0:
             continue
@@ -45,11 +47,17 @@ def sample(
                 found.append((key, *place, int(bool(flags & ACK) or packet["tsval"] != 0)))
             elif key & int(flow["mask"]) == 0:
                 found.append((key, *place, 1))
-        elif flow["protocol"] == 17 and packet["ip_id"]:
+        elif flow["protocol"] == 17:
             key = mixed(mixed(packet["ip_id"], packet["payload"]), 1)
-            if key & int(flow["mask"]) == 0:
+            if packet["ip_id"] and key & int(flow["mask"]) == 0:
                 found.append((key, *place, 0))
-    return found, carried, syns
+            if by_orig or packet["src_port"] == flow["resp_port"]:
+                side, of_flow = 1 - by_orig, datagrams[packet["flow"]]
+                of_flow[side] = (of_flow[side] + key) & MASK
+                if of_flow[2 + side] < 0 or packet["ts"] < of_flow[2 + side]:
+                    of_flow[2 + side], of_flow[4 + side] = packet["ts"], number
+                of_flow[6] |= packet["direction"] << 2 * side
+    return found, carried, syns, datagrams
 
 
 def unite(count: int, pairs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:

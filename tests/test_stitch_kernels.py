@@ -26,7 +26,9 @@ def flows_and_columns(choice: np.random.Generator) -> tuple[np.ndarray, dict[str
     flows["protocol"] = choice.choice([6, 17, 1], len(flows))
     flows["mask"] = choice.choice([-1, 0, 1, 7], len(flows))
     flows["orig_port"] = choice.integers(1, 3, len(flows))
-    flows["orig_syn"] = flows["resp_syn"] = -1
+    flows["resp_port"] = choice.integers(0, 3, len(flows))
+    for name in ("orig_syn", "resp_syn", "orig_first", "resp_first", "orig_row", "resp_row"):
+        flows[name] = -1
     count = 60
     columns = {
         "flow": choice.integers(-1, len(flows), count).astype(np.int32),
@@ -35,6 +37,7 @@ def flows_and_columns(choice: np.random.Generator) -> tuple[np.ndarray, dict[str
         "flags": choice.choice([16, 24, 2, 18, 17, 4], count).astype(np.uint16),
         "seq": near(choice, count),
         **{name: choice.integers(0, 3, count).astype(np.uint32) for name in ("ack", "tsval", "payload", "ip_id")},
+        "direction": choice.integers(0, 3, count).astype(np.uint8),
     }
     return flows, columns
 
@@ -46,7 +49,7 @@ def test_packets_are_chosen(seed: int) -> None:
     resent = near(choice, 3)
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     packets = [dict(zip(columns, row, strict=True)) for row in rows]
-    expected, expected_carried, syns = naive.sample(packets, 1000, flows, resent.tolist())
+    expected, expected_carried, syns, datagrams = naive.sample(packets, 1000, flows, resent.tolist())
     buckets = np.zeros(1 << 16, np.bool_)
     buckets[resent >> 16] = True
     seen, carried = np.empty(60, SIGHTING), np.empty(60, CARRIED)
@@ -59,6 +62,21 @@ def test_packets_are_chosen(seed: int) -> None:
     high = {number >> 16 for number in resent.tolist()}
     assert all(high & {(seq + k) % 2**32 >> 16 for k in range(length)} for _, _, seq, length, _ in told)
     assert flows[["orig_syn", "resp_syn"]].tolist() == [tuple(pair) for pair in syns]
+    noted = flows[["orig_shape", "resp_shape", "orig_first", "resp_first", "orig_row", "resp_row", "ways"]]
+    assert noted.tolist() == [tuple(each) for each in datagrams]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_questions_are_added_up(seed: int) -> None:
+    choice = np.random.default_rng(seed)
+    flows = np.zeros(3, FLOW_FACTS)
+    asked = choice.integers(0, 3, (20, 4))
+    with np.errstate(over="ignore"):
+        sightings_kernels.ask(*(column.copy() for column in asked.T), flows)
+    sums = [0] * len(flows)
+    for flow, trans_id, name, type_ in asked.tolist():
+        sums[flow] += naive.mixed(naive.mixed(trans_id, name), type_)
+    assert flows["questions"].tolist() == [each & naive.MASK for each in sums]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -8,9 +8,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from tests.lab.lab import Lab
 from tests.lab.namespaces import Namespace
+
+_IP_MTU_DISCOVER: Final = 10  # linux/in.h
+_IP_PMTUDISC_DO: Final = 2
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,15 @@ class Greeting:
     """The client's own idea of it."""
 
 
-class Greeter:
-    """Answers on one port of a pod, both protocols and address families."""
+def without_ids(datagrams: socket.socket) -> None:
+    """Linux gives IPv4 datagrams that must not be fragmented no IP id, unless the socket is connected."""
+    datagrams.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
 
-    def __init__(self, lab: Lab, pod: str, port: int) -> None:
+
+class Greeter:
+    """Answers on one port of a pod, both protocols and address families. `numbered`: datagrams have an IP id."""
+
+    def __init__(self, lab: Lab, pod: str, port: int, *, numbered: bool = True) -> None:
         self._pod = pod
         family = socket.AF_INET6 if lab.topology.ipv6 else socket.AF_INET
         with lab.pod(pod).namespace.entered():
@@ -36,6 +45,8 @@ class Greeter:
             self._datagrams = socket.socket(family, socket.SOCK_DGRAM)
             if lab.topology.ipv6:
                 self._datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if not numbered:
+                without_ids(self._datagrams)
             self._datagrams.bind(("", port))
         loops = (self._accept, self._receive)
         self._threads = [threading.Thread(target=loop, name=f"greeter-{pod}", daemon=True) for loop in loops]
@@ -73,11 +84,11 @@ class Greeter:
 
 
 @contextlib.contextmanager
-def greeters(lab: Lab, *pods: str, port: int = 8080) -> Iterator[None]:
+def greeters(lab: Lab, *pods: str, port: int = 8080, numbered: bool = True) -> Iterator[None]:
     """One in each pod, meanwhile."""
     with contextlib.ExitStack() as stack:
         for pod in pods:
-            stack.callback(Greeter(lab, pod, port).close)
+            stack.callback(Greeter(lab, pod, port, numbered=numbered).close)
         yield
 
 
