@@ -173,6 +173,8 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
 
 def add_questions(facts: Records, dns: pa.Table) -> None:
     """Fills in the questions of `facts`, of rows of schemas.DNS; words are plain text."""
+    if not len(facts):
+        return
     order = np.argsort(facts["uid"])
     uids = uid_numbers(dns["flow_uid"])
     place = np.minimum(np.searchsorted(facts["uid"], uids, sorter=order), len(facts) - 1)
