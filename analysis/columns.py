@@ -77,21 +77,23 @@ def whole(column: Any) -> Any:
 
 
 def plain(column: Any, null: int = 0) -> Values:
-    """An Arrow column of numbers, booleans or times (in nanoseconds) in its own width, `null` where it has none."""
+    """An Arrow column of numbers, booleans or times (in nanoseconds) in its own width, `null` where it has none.
+
+    It can't be written to, as Arrow's own can't: kernels would be compiled for both.
+    """
     column = whole(column)
     if pa.types.is_boolean(column.type):
         return plain(column.cast(pa.uint8()), null).view(np.bool_)
     dtype = np.dtype(np.int64 if pa.types.is_timestamp(column.type) else column.type.to_pandas_dtype())
-    validity, content = column.buffers()
-    found = (
-        np.frombuffer(content, dtype, len(column), dtype.itemsize * column.offset)
-        if len(column)
-        else np.empty(0, dtype)
-    )
-    if not column.null_count:
-        return found
-    bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[column.offset :][: len(column)]
-    return np.where(bits, found, dtype.type(null))
+    found = np.empty(0, dtype)
+    if len(column):
+        validity, content = column.buffers()
+        found = np.frombuffer(content, dtype, len(column), dtype.itemsize * column.offset)
+    if column.null_count:
+        bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[column.offset :][: len(column)]
+        found = np.where(bits, found, dtype.type(null))
+    found.flags.writeable = False
+    return found
 
 
 def names(index: Values, words: Column | Sequence[str | None], validity: pa.Buffer | None = None) -> Column:

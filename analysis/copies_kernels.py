@@ -23,6 +23,7 @@ from analysis.layout import (
     TCP,
     in_lines,
 )
+from analysis.loads import be64, prefetch
 
 LOGGED = in_lines(
     ("content", "u8"),  # a hash of what each piece of a packet has in common with it
@@ -74,6 +75,8 @@ hot = numba.njit(
 )
 inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
+AHEAD = 8
+"""How many packets before it is needed memory is asked for."""
 LOGGED_SO_FAR, NEW, AGAIN = range(3)
 
 
@@ -120,7 +123,11 @@ def content_of(p, data, is_stream):
     content = mix(content, (np.uint64(p["tcp_seq"]) << np.uint64(32)) | np.uint64(p["payload_length"]))
     content = mix(content, (np.uint64(p["tcp_flags"]) << np.uint64(16)) | np.uint64(p["fragment_offset"]))
     at = np.int64(p["payload_offset"])
-    for k in range(at, at + min(np.int64(p["payload_captured"]), HASHED_BYTES)):
+    end = at + min(np.int64(p["payload_captured"]), HASHED_BYTES)
+    while at + 8 <= end:
+        content = mix(content, be64(data, at))
+        at += 8
+    for k in range(at, end):
         content = mix(content, np.uint64(data[k]))
     return content
 
@@ -298,11 +305,24 @@ def is_copy(p, data, memory, place, point):
     return copied
 
 
+@hot
+def look_ahead(packets, i, memory):
+    """Asks for what is known of the sides of packets[i + AHEAD], and for the last entry of that of packets[i]."""
+    if i + AHEAD < len(packets) and packets[i + AHEAD]["flow"] >= 0:
+        place = 2 * np.int64(packets[i + AHEAD]["flow"]) + (0 if packets[i + AHEAD]["from_orig"] else 1)
+        prefetch(memory.newest, place)
+        prefetch(memory.lanes, place * LANES)
+    if i < len(packets) and packets[i]["flow"] >= 0:
+        place = 2 * np.int64(packets[i]["flow"]) + (0 if packets[i]["from_orig"] else 1)
+        prefetch(memory.logged, memory.newest[place] % MOST_LOGGED)
+
+
 @kernel
 def mark(packets, data, points, memory):
     """Sets is_copy of assigned packets at points that have no name; returns of how many."""
     count = 0
     for i in range(len(packets)):
+        look_ahead(packets, i + AHEAD, memory)
         p = packets[i]
         if p["flow"] < 0 or points[p["interface"]] == POINT_NAMED:
             continue

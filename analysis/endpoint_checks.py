@@ -39,7 +39,7 @@ def add_endpoints(endpoints: Endpoints, connections: pa.Table) -> pa.Table:
     """`connections` with all columns of schemas.CONNECTIONS; those of identities are there already."""
     to_service = _numbers(connections["resp_service"]) >= 0
     turned = _are_different(connections["resp_ip"], connections["backend_ip"])
-    turned |= _numbers(connections["resp_port"]) != _numbers(connections["backend_port"])
+    turned = turned | (_numbers(connections["resp_port"]) != _numbers(connections["backend_port"]))
     has_ports = _is(connections["protocol"], *PROTOCOLS)
     rows = np.flatnonzero(has_ports & np.where(to_service, turned, ~_is(connections["orig_identity"], "node")))
     checked = _Checks(endpoints).of(connections.select(_NEEDED).take(columns.array(rows)), to_service[rows])

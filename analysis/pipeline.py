@@ -9,6 +9,7 @@ that overlap were captured at different places, and are recordings of their own.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -62,8 +63,8 @@ Submit: TypeAlias = Callable[..., Future[Any]]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 OVERLAP_NS: Final = NANOSECONDS // 50
-"""Rotated files of one capture may overlap by this much, and by half of the earlier one; other files that overlap were
-captured elsewhere."""
+"""Rotated files of one capture, whose names differ by numbers, may overlap by this much, and by half of the earlier
+one; other files that overlap were captured elsewhere."""
 NO_BYTES: Final = np.zeros(1, np.uint8)
 FLUSH_FLOWS: Final = 1 << 16
 AHEAD: Final = 2
@@ -256,10 +257,14 @@ class _Line:
         self, node: str, segments: list[Segment], left_over: list[Segment], numbers: dict[int, int]
     ) -> Iterator[Chunk]:
         """The decoded chunks of all segments that follow each other; those of other recordings go to `left_over`."""
-        not_before: int | None = None
-        first = segments[0]
+        latest_ts: int | None = None
+        slack_ns = 0
+        first = previous = segments[0]
         for segment in segments:
-            overlaps = not_before is not None and segment.first_ts is not None and segment.first_ts < not_before
+            overlaps = False
+            if latest_ts is not None and segment.first_ts is not None:
+                is_rotated = _series(segment) == _series(previous)
+                overlaps = segment.first_ts < latest_ts - (slack_ns if is_rotated else 0)
             is_elsewhere = (segment.cluster, segment.node) != (first.cluster, first.node)
             if is_elsewhere or (overlaps and segment.place is None):
                 left_over.append(segment)
@@ -272,7 +277,8 @@ class _Line:
                 self._seen_bytes += len(data)
             if counts[COUNTED_PACKETS]:
                 first_ts, last_ts = int(counts[COUNTED_FIRST_TS]), int(counts[COUNTED_LAST_TS])
-                not_before = max(not_before or 0, last_ts - min(OVERLAP_NS, (last_ts - first_ts) // 2))
+                slack_ns = min(OVERLAP_NS, (last_ts - first_ts) // 2)
+                latest_ts, previous = max(latest_ts or 0, last_ts), segment
             self._summary.segments += 1
             self._summary.bytes += segment.bytes_read
             self._summary.packets += int(counts[COUNTED_PACKETS])
@@ -405,6 +411,11 @@ def _node_name(segment: Segment) -> str:
     """What to call the node of a recording that does not say it: the file without its endings."""
     folder, slash, name = segment.name.rpartition("/")
     return folder + slash + name.partition(".")[0]
+
+
+def _series(segment: Segment) -> str:
+    """What the names of rotated files have in common."""
+    return re.sub(r"\d+", "", segment.name)
 
 
 def _total_bytes(segments: Sequence[Segment]) -> int | None:

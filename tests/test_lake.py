@@ -89,8 +89,19 @@ def test_a_node_called_007_is_no_number_to_pandas(tmp_path: Path) -> None:
     assert set(pd.read_parquet(tmp_path / "lake" / "flows")["node"]) == {"007"}
 
 
-def test_a_node_that_was_quiet_until_the_end_of_the_others_capture_is_a_node_of_its_own(tmp_path: Path) -> None:
-    """The second capture begins a tenth of a second before the first one ends: no rotated file does."""
+@pytest.mark.parametrize(
+    ("names", "begin_ns", "nodes"),
+    [
+        (("node-a", "node-b"), 400_000_000, {"node-a", "node-b"}),
+        (("node-a", "node-b"), 499_000_000, {"node-a", "node-b"}),
+        (("dump-1", "dump-2"), 400_000_000, {"dump-1", "dump-2"}),
+        (("dump-1", "dump-2"), 499_000_000, {"unknown"}),  # rotated by a tcpdump whose packets are not in order
+    ],
+)
+def test_a_node_that_was_quiet_until_the_end_of_the_others_capture_is_a_node_of_its_own(
+    tmp_path: Path, names: tuple[str, str], begin_ns: int, nodes: set[str]
+) -> None:
+    """The first capture ends at half a second."""
     content = Path(DNS).read_bytes()
     (length,) = struct.unpack_from("<I", content, 24 + 8)
     header, record = content[:24], content[24 : 24 + 16 + length]
@@ -98,10 +109,11 @@ def test_a_node_that_was_quiet_until_the_end_of_the_others_capture_is_a_node_of_
     def capture(*nanoseconds: int) -> bytes:
         return header + b"".join(struct.pack("<II", 1_773_496_920, each) + record[8:] for each in nanoseconds)
 
-    (tmp_path / "node-a.pcap").write_bytes(capture(0, 500_000_000))
-    (tmp_path / "node-b.pcap").write_bytes(capture(400_000_000, 450_000_000))
-    pipeline.analyze([str(tmp_path / "node-a.pcap"), str(tmp_path / "node-b.pcap")], tmp_path / "lake")
-    assert {str(node) for node in pd.read_parquet(tmp_path / "lake" / "segments")["node"]} == {"node-a", "node-b"}
+    one, other = (tmp_path / f"{name}.pcap" for name in names)
+    one.write_bytes(capture(0, 500_000_000))
+    other.write_bytes(capture(begin_ns, 510_000_000))
+    pipeline.analyze([str(one), str(other)], tmp_path / "lake")
+    assert {str(node) for node in pd.read_parquet(tmp_path / "lake" / "segments")["node"]} == nodes
 
 
 @pytest.mark.parametrize("names", [("node-a", "node-b"), ("007", "008")])
