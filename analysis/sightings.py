@@ -163,8 +163,9 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
                 values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
-                direction = _directions(table["direction"].combine_chunks())
-                counts = kernels.sample(flow, *values, direction, row, facts, buckets, seen, sent)
+                words = table["direction"].combine_chunks()
+                values.append(columns.plain(words.indices, -1))
+                counts = kernels.sample(flow, *values, _directions(words), row, facts, buckets, seen, sent)
                 sightings.append(seen[: counts[0]].copy())
                 carried.append(sent[: counts[1]].copy())
                 row += len(table)
@@ -186,11 +187,9 @@ def add_questions(facts: Records, dns: pa.Table) -> None:
 
 
 def _directions(words: Any) -> npt.NDArray[np.uint8]:
-    """DIRECTION_* of each packet."""
+    """DIRECTION_* of each word of a dictionary; the last one is of none."""
     codes = {"in": DIRECTION_IN, "out": DIRECTION_OUT}
-    code = np.array([codes.get(word, DIRECTION_UNKNOWN) for word in words.dictionary.to_pylist()] + [0], np.uint8)
-    found: npt.NDArray[np.uint8] = code[columns.plain(words.indices, -1)]
-    return found
+    return np.array([codes.get(word, DIRECTION_UNKNOWN) for word in (*words.dictionary.to_pylist(), None)], np.uint8)
 
 
 def _flows(texts: Any, uids: npt.NDArray[np.uint64], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:

@@ -46,15 +46,31 @@ def ask(flow, trans_id, name, type_, flows):
 
 @kernel
 def sample(
-    flow, ts, src_port, flags, seq, ack, tsval, payload, ip_id, direction, row, flows, buckets, sightings, carried
+    flow,
+    ts,
+    src_port,
+    flags,
+    seq,
+    ack,
+    tsval,
+    payload,
+    ip_id,
+    word,
+    directions,
+    row,
+    flows,
+    buckets,
+    sightings,
+    carried,
 ):
     """Writes what identifies a packet at any point, of those that are compared, and which may have carried bytes that
     were sent again; returns how many of either.
 
-    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to direction: columns of packets from number `row` on;
-    buckets: bool[2 ** k], whether a sequence number with these highest bits was sent again; sightings: SIGHTING[n];
-    carried: CARRIED[n]. A flow's mask thins out its packets by their own hash, so that two points choose the same ones.
-    SYNs are always chosen, and leave their numbers in `flows`; so do all datagrams with what they say together.
+    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to word: columns of packets from number `row` on;
+    directions: DIRECTION_* of each word, and at last of none (-1); buckets: bool[2 ** k], whether a sequence number
+    with these highest bits was sent again; sightings: SIGHTING[n]; carried: CARRIED[n]. A flow's mask thins out its
+    packets by their own hash, so that two points choose the same ones. SYNs are always chosen, and leave their numbers
+    in `flows`; so do all datagrams with what they say together.
     """
     seen = sent = 0
     shift = np.uint32(32)
@@ -92,7 +108,7 @@ def sample(
                 continue
         elif facts["protocol"] == UDP:
             key = mixed(mixed(ip_id[i], payload[i]), 1)
-            note(facts, src_port[i], key, ts[i], row + i, direction[i])
+            note(facts, src_port[i], key, ts[i], row + i, directions[word[i]])
             decisive = np.uint8(0)
             if ip_id[i] == 0 or key & np.uint64(mask):
                 continue

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import losses_kernels, paths_kernels, sightings_kernels
+from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN
 from analysis.losses import EVENT, EVENT_WAY, FLOW_CLOCK, SEND, events_of
 from analysis.paths import SEEN, STEP, by_packet
 from analysis.sightings import CARRIED, FLOW_FACTS, SIGHTING
@@ -37,7 +38,7 @@ def flows_and_columns(choice: np.random.Generator) -> tuple[np.ndarray, dict[str
         "flags": choice.choice([16, 24, 2, 18, 17, 4], count).astype(np.uint16),
         "seq": near(choice, count),
         **{name: choice.integers(0, 3, count).astype(np.uint32) for name in ("ack", "tsval", "payload", "ip_id")},
-        "direction": choice.integers(0, 3, count).astype(np.uint8),
+        "direction": choice.integers(-1, 2, count).astype(np.int32),
     }
     return flows, columns
 
@@ -49,12 +50,15 @@ def test_packets_are_chosen(seed: int) -> None:
     resent = near(choice, 3)
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     packets = [dict(zip(columns, row, strict=True)) for row in rows]
+    directions = np.array([DIRECTION_OUT, DIRECTION_IN, DIRECTION_UNKNOWN], np.uint8)
+    for packet in packets:
+        packet["direction"] = int(directions[packet["direction"]])
     expected, expected_carried, syns, datagrams = naive.sample(packets, 1000, flows, resent.tolist())
     buckets = np.zeros(1 << 16, np.bool_)
     buckets[resent >> 16] = True
     seen, carried = np.empty(60, SIGHTING), np.empty(60, CARRIED)
     with np.errstate(over="ignore"):
-        counts = sightings_kernels.sample(*columns.values(), 1000, flows, buckets, seen, carried)
+        counts = sightings_kernels.sample(*columns.values(), directions, 1000, flows, buckets, seen, carried)
     found = seen[: counts[0]][["key", "ts", "row", "flow", "sender", "decisive"]]
     assert [tuple(row.tolist()) for row in found] == expected
     told = carried[: counts[1]][["ts", "flow", "seq", "length", "sender"]].tolist()
