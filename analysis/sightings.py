@@ -163,7 +163,7 @@ def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.u
                 values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
-                words = table["direction"].combine_chunks()
+                words: Any = table["direction"].combine_chunks()
                 values.append(columns.plain(words.indices, -1))
                 counts = kernels.sample(flow, *values, _directions(words), row, facts, buckets, seen, sent)
                 sightings.append(seen[: counts[0]].copy())
