@@ -67,6 +67,8 @@ MANY = 64
 SOME = 16
 HASHED_BYTES = 64
 SMALLEST_SEGMENT = 500
+USUAL_SEGMENT = 1200
+"""IPv6 asks for as much (RFC 8200, section 5), less the headers."""
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
@@ -182,7 +184,10 @@ def is_cut(offset, length, distance, reaches_end):
     if offset % distance or offset // distance < SMALLEST_SEGMENT:
         return False
     segment = offset // distance
-    return length % segment == 0 or (reaches_end and length < segment)
+    if length == segment:
+        return True
+    # What is sent again may have an id of which some other length would follow.
+    return segment >= USUAL_SEGMENT and (length % segment == 0 or (reaches_end and length < segment))
 
 
 @hot

@@ -159,4 +159,5 @@ def _shows_again(before: Shown, now: Shown) -> bool:
         return False
     size = offset // segments
     is_last = offset + now.length >= before.length
-    return now.payload % size == 0 or (is_last and now.payload < size)
+    fits = now.payload % size == 0 or (is_last and now.payload < size)
+    return now.payload == size or (size >= 1200 and fits)

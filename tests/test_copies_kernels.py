@@ -20,7 +20,7 @@ pytestmark = pytest.mark.kernel
 
 ROUNDS = 40 if os.environ.get("NUMBA_DISABLE_JIT", "0") != "1" else 8
 MICROSECOND = 1000
-SEGMENT = 1000
+SEGMENT = 1400
 UDP = 17
 
 
@@ -209,10 +209,12 @@ def test_a_retransmission_of_a_part_has_an_id_too_far_away() -> None:
     part = Sent(50, 5 * SEGMENT, SEGMENT, 105, look=1)
     assert originals([whole, part]) == [0]
     assert originals([whole, replace(part, ip_id=120)]) == [0, 1]
+    assert originals([whole, replace(part, seq=14 * SEGMENT, ip_id=128)]) == [0, 1]  # as of cuts half as long
     last = Sent(50, 19 * SEGMENT, 300, 119, look=1)
     whole = replace(whole, length=19 * SEGMENT + 300)
     assert originals([whole, last]) == [0]
     assert originals([whole, replace(last, ip_id=123)]) == [0, 1]
+    assert originals([whole, replace(last, ip_id=138)]) == [0, 1]
 
 
 def test_duplicate_acks_are_as_many_as_were_sent() -> None:
