@@ -142,6 +142,10 @@ def _copy(at: int, size: int, offset: int) -> list[bytes]:
     ]
 
 
+class IncompleteTruthError(RuntimeError):
+    """The kernel did not tell all that happened."""
+
+
 class RingBuffer:
     """What programs have written, in order; Documentation/bpf/ringbuf.rst."""
 
@@ -188,7 +192,7 @@ class Tracer:
         fcntl.ioctl(self._event, _PERF_ENABLE, 0)
 
     def close(self) -> None:
-        """Raises RuntimeError if it was not run each time: it does not interrupt itself."""
+        """Raises IncompleteTruthError if it was not run each time: a processor runs one such program at a time."""
         os.close(self._event)
         information = ctypes.create_string_buffer(_INFORMATION_SIZE)
         request = struct.pack("<IIQ", self._program, len(information), ctypes.addressof(information))
@@ -198,7 +202,7 @@ class Tracer:
             os.close(self._program)
         (missed,) = struct.unpack_from("<Q", information, _RECURSION_MISSES)
         if missed:
-            raise RuntimeError(f"{missed} events were missed")
+            raise IncompleteTruthError(f"{missed} events were missed")
 
 
 def _tracefs() -> Path:

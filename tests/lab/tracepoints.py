@@ -6,6 +6,7 @@ As tracefs shows them they lack the sequence number and the network namespace, h
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import struct
@@ -93,11 +94,11 @@ class Tracepoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for tracer in self._tracers:
-            tracer.close()
-        self._tracers.clear()
-        self.events()
-        self._close()
+        try:
+            self._close_tracers()
+            self.events()
+        finally:
+            self._close()
 
     def events(self, namespace: int | None = None) -> list[Retransmission]:
         """All so far, or those of one namespace, in order of time."""
@@ -109,12 +110,15 @@ class Tracepoints:
             self._events.sort()
         return [event for event in self._events if namespace in (None, event.namespace)]
 
+    def _close_tracers(self) -> None:
+        with contextlib.ExitStack() as stack:
+            while self._tracers:
+                stack.callback(self._tracers.pop().close)
+
     def _close(self) -> None:
-        for tracer in self._tracers:
-            tracer.close()
+        self._close_tracers()
         for ring in self._rings:
             ring.close()
-        self._tracers.clear()
         self._rings.clear()
 
 
