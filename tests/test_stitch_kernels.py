@@ -149,7 +149,7 @@ def test_losses_are_located(seed: int) -> None:
     for ts in times:
         for hop in range(int(choice.integers(0, len(path) + 1))):
             if choice.random() < 0.9 or path[hop] == nearest:
-                sends.append((int(path[hop]), ts + hop * int(choice.integers(-5, 80))))
+                sends.append((int(path[hop]), ts + hop * int(choice.integers(-30, 80))))
     sends = [each for each in sends if each[0] != nearest] + [(nearest, ts) for ts in times]
     sends.sort(key=lambda each: each[1])
     of_both = [(event, flow, ts) for event in (0, 1) for flow, ts in sends]
