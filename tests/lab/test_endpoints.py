@@ -145,12 +145,18 @@ def journal_of(folder: Path, lab: Lab) -> Iterator[tuple[Rig, Story]]:
             time.sleep(2 * DELAY_S)
 
 
+def pairs(rows: Iterable[Object], asked: Iterable[Asked]) -> list[tuple[Asked, Object]]:
+    """What was asked, and what is told of it. A client may use a port again: in the order of time."""
+    told: dict[Any, list[Object]] = {}
+    for row in sorted(rows, key=lambda row: row["first_seen"]):
+        told.setdefault((row["protocol"], row["orig_ip"], row["orig_port"]), []).append(row)
+    return [(each, told[each.protocol, *each.key].pop(0)) for each in asked]
+
+
 def wrong(rows: Iterable[Object], asked: Iterable[Asked]) -> list[Any]:
     """What was told otherwise than it was."""
-    told = {(row["protocol"], row["orig_ip"], row["orig_port"]): row for row in rows}
     found: list[Any] = []
-    for each in asked:
-        row = told[each.protocol, *each.key]
+    for each, row in pairs(rows, asked):
         change = each.change if each.pod == "web-1" else Change("ready", 0, 0)
         by_address = isinstance(row["resp_service"], str)
         services = {f"default/{each.service}"} if by_address else {"default/open", "default/web"}
@@ -188,9 +194,8 @@ def test_every_connection_knows_what_its_endpoint_was(cni: str, tmp_path: Path) 
     assert {each.change.state for each in story.asked if each.pod == "web-1"} == {"ready", "terminating", "removed"}
     late = [
         (each.by - each.change.since) - row["endpoint_removed_ns"] / 1e9
-        for each in removed
-        for row in rows
-        if (row["protocol"], row["orig_ip"], row["orig_port"]) == (each.protocol, *each.key)
+        for each, row in pairs(rows, story.asked)
+        if each in removed
     ]
     off = f"{min(late):.4f} to {max(late):.4f} s late"
     print(f"{cni}: {len(rows)} connections, {len(removed)} to an endpoint that was removed, {off}")
