@@ -86,6 +86,9 @@ class Summary:
     transactions: int = 0
     problems: list[Problem] = field(default_factory=list)
     unchanged: bool = False
+    """No capture is new to the lake."""
+    learned: bool = False
+    """What else was given is: names, or what is missing of recordings."""
     seconds: float = 0.0
 
 
@@ -147,8 +150,8 @@ def analyze(
                 batch.commit()
         finally:
             batch.discard()
-    if is_learning and records:
-        learn(root, identities)
+    if records and (is_learning or told.gaps):
+        summary.learned = learn(root, identities, gaps_table(told.gaps))
     derive(root, identities)
     summary.seconds = time.monotonic() - begun
     return summary
