@@ -329,23 +329,30 @@ class _Line:
                 flows.account(chunk.data, chunk.packets, verdicts)
                 writing.append(write(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
                 if flows.finished >= FLUSH_FLOWS:
-                    rows = _finished(flows, retransmits)
+                    rows = flows.rows()
+                    _learn_uncertain(retransmits, rows)
                     writing.append(write(self._write_flows, node, rows))
                     asking.append(ask(self._write_minutes, node, rows[-1]))
-                for behind in (asking, writing):
-                    while len(behind) > self._ahead:
-                        behind.popleft().result()
+                self._wait(asking, writing)
                 self._show_progress()
             flows.finish()
             asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
             writing.append(write(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
             writing.append(write(self._write_row_groups, node))
-            rows = _finished(flows, retransmits)
-            writing.append(write(self._write_flows, node, rows))
-            asking.append(ask(self._write_minutes, node, rows[-1]))
+            for rows in flows.last_rows(lake.ROW_GROUP_ROWS):
+                _learn_uncertain(retransmits, rows)
+                asking.append(ask(self._write_minutes, node, rows[-1]))
+                writing.append(write(self._batch.add, "flows", self._flows_table(rows), node))
+                self._wait(asking, writing)
             self._write_retransmits(node, retransmits.rows())
             for last in (*asking, *writing):
                 last.result()
+
+    def _wait(self, *queues: deque[Future[None]]) -> None:
+        """Until no queue is longer than it may be."""
+        for behind in queues:
+            while len(behind) > self._ahead:
+                behind.popleft().result()
 
     def _keep_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records, slots: int) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
@@ -360,12 +367,12 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
-        if len(rows[0]) > lake.ROW_GROUP_ROWS:
-            rows = clustered(rows)
+        self._batch.add("flows", self._flows_table(clustered(rows)), node)
+
+    def _flows_table(self, rows: FlowRows) -> pa.Table:
+        self._summary.flows += len(rows[0])
         table = flows_table(*rows[:-1], self._points.names)
-        table = add_identities(self._identities, "flows", table, self._cluster)
-        self._batch.add("flows", table, node)
-        self._summary.flows += len(table)
+        return add_identities(self._identities, "flows", table, self._cluster)
 
     def _write_minutes(self, node: str, minutes: Records) -> None:
         self._batch.add("flow_minutes", flow_minutes_table(minutes), node)
@@ -393,12 +400,10 @@ class _Line:
             self._progress(self._seen_bytes, self._total_bytes, packets)
 
 
-def _finished(flows: Flows, retransmits: Retransmits) -> FlowRows:
-    """The rows of finished flows; where the capture missed too much of them, their retransmits are in doubt."""
-    rows = flows.rows()
-    accounts, sides = rows[:2]
-    retransmits.learn_uncertain(accounts["flow_uid"][is_loss_uncertain(accounts, sides)])
-    return rows
+def _learn_uncertain(retransmits: Retransmits, rows: FlowRows) -> None:
+    """Where the capture missed too much of a flow, its retransmits are in doubt."""
+    flows, sides = rows[:2]
+    retransmits.learn_uncertain(flows["flow_uid"][is_loss_uncertain(flows, sides)])
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
