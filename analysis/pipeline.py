@@ -309,14 +309,24 @@ class _Line:
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
-        """One recording. Reading and decoding run ahead, lookups and writing behind, in threads of their own."""
+        """One recording. Reading and decoding run ahead, lookups, rows and tables behind, in threads of their own."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as asker, ThreadPoolExecutor(1) as writer:
-            parallel = self._jobs > 1
-            read, ask, write = (pool.submit if parallel else _at_once for pool in (reader, asker, writer))
-            coming = deque(read(next, chunks, None) for _ in range(self._ahead))
+        parallel = self._jobs > 1
+        with (
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(1) as asker,
+            ThreadPoolExecutor(1) as packer,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            read, ask, pack, write = (pool.submit if parallel else _at_once for pool in (reader, asker, packer, writer))
             asking: deque[Future[None]] = deque()
+            packing: deque[Future[None]] = deque()
             writing: deque[Future[None]] = deque()
+
+            def write_later(function: Callable[..., None], *arguments: Any) -> None:
+                writing.append(write(function, node, *arguments))
+
+            coming = deque(read(next, chunks, None) for _ in range(self._ahead))
             while True:
                 coming.append(read(next, chunks, None))
                 chunk = coming.popleft().result()
@@ -324,28 +334,30 @@ class _Line:
                     break
                 copies = flows.assign(chunk.data, chunk.packets, self._points.kinds(), self._points.hashes())
                 chunk.counts[COUNTED_COPIES] += copies
-                asking.append(ask(self._feed_dns, node, dns, chunk))
+                asking.append(ask(self._feed_dns, dns, chunk, write_later))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
-                writing.append(write(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
+                packing.append(pack(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
                 if flows.finished >= FLUSH_FLOWS:
                     rows = flows.rows()
                     _learn_uncertain(retransmits, rows)
-                    writing.append(write(self._write_flows, node, rows))
-                    asking.append(ask(self._write_minutes, node, rows[-1]))
-                self._wait(asking, writing)
+                    write_later(self._write_minutes, rows[-1])
+                    write_later(self._write_flows, rows)
+                self._wait(asking, packing, writing)
                 self._show_progress()
+            asking.append(ask(self._finish_dns, dns, write_later))
             flows.finish()
-            asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
-            writing.append(write(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
-            writing.append(write(self._write_row_groups, node))
+            packing.append(pack(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
+            packing.append(pack(self._write_row_groups, node))
             for rows in flows.last_rows(lake.ROW_GROUP_ROWS):
                 _learn_uncertain(retransmits, rows)
-                asking.append(ask(self._write_minutes, node, rows[-1]))
-                writing.append(write(self._batch.add, "flows", self._flows_table(rows), node))
-                self._wait(asking, writing)
+                write_later(self._write_minutes, rows[-1])
+                write_later(self._write_flows_table, self._flows_table(rows))
+                self._wait(writing)
             self._write_retransmits(node, retransmits.rows())
-            for last in (*asking, *writing):
+            for last in (*asking, *packing):
+                last.result()
+            for last in writing:
                 last.result()
 
     def _wait(self, *queues: deque[Future[None]]) -> None:
@@ -367,12 +379,15 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
-        self._batch.add("flows", self._flows_table(clustered(rows)), node)
+        self._write_flows_table(node, self._flows_table(clustered(rows)))
 
     def _flows_table(self, rows: FlowRows) -> pa.Table:
-        self._summary.flows += len(rows[0])
         table = flows_table(*rows[:-1], self._points.names)
         return add_identities(self._identities, "flows", table, self._cluster)
+
+    def _write_flows_table(self, node: str, table: pa.Table) -> None:
+        self._batch.add("flows", table, node)
+        self._summary.flows += len(table)
 
     def _write_minutes(self, node: str, minutes: Records) -> None:
         self._batch.add("flow_minutes", flow_minutes_table(minutes), node)
@@ -382,13 +397,16 @@ class _Line:
         self._batch.add("retransmits", add_identities(self._identities, "retransmits", table, self._cluster), node)
         self._summary.retransmits += len(table)
 
-    def _feed_dns(self, node: str, dns: Dns, chunk: Chunk) -> None:
+    def _feed_dns(self, dns: Dns, chunk: Chunk, write_later: Callable[..., None]) -> None:
         dns.feed(chunk.data, chunk.packets)
         if dns.finished >= lake.ROW_GROUP_ROWS:
-            self._write_dns(node, dns)
+            write_later(self._write_dns, dns.rows())
 
-    def _write_dns(self, node: str, dns: Dns) -> None:
-        rows = dns.rows()
+    def _finish_dns(self, dns: Dns, write_later: Callable[..., None]) -> None:
+        dns.finish()
+        write_later(self._write_dns, dns.rows())
+
+    def _write_dns(self, node: str, rows: DnsRows) -> None:
         for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
             table = dns_table(part, self._segment_names, self._points.names)
             self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
