@@ -66,7 +66,7 @@ def _dns_messages() -> None:
 def _accounts() -> None:
     flows = Flows()
     flows.account(BYTES, PACKETS, np.zeros(0, VERDICT))
-    flows._close(np.zeros(0, np.bool_))
+    flows._close(np.zeros(0, np.int64))
 
 
 def _dns() -> None:
