@@ -444,14 +444,20 @@ def add_packet(accounts, slot, p, me, you, verdict):
 
 
 @hot
+def ask(accounts, slot):
+    """Asks for what each packet changes of an account."""
+    prefetch(accounts.flows, slot)
+    prefetch(accounts.sides, 2 * slot)
+    prefetch(accounts.sides, 2 * slot + 1)
+
+
+@hot
 def look_ahead(packets, i, accounts):
     """Asks for the accounts of packets[i]."""
     if i < len(packets):
         slot = np.int64(packets[i]["flow"])
         if slot >= 0:
-            prefetch(accounts.flows, slot)
-            prefetch(accounts.sides, 2 * slot)
-            prefetch(accounts.sides, 2 * slot + 1)
+            ask(accounts, slot)
 
 
 @kernel
@@ -496,7 +502,9 @@ def account(data, packets, verdicts, slots, accounts, closed, clock, blank_flow,
 
 
 @kernel
-def close_expired(accounts, expired, closed):
-    for slot in range(len(expired)):
-        if expired[slot]:
-            close_account(accounts, np.int64(slot), closed)
+def close(accounts, slots, closed):
+    """Copies out the accounts of these slots that are open."""
+    for k in range(len(slots)):
+        if k + AHEAD < len(slots):
+            ask(accounts, slots[k + AHEAD])
+        close_account(accounts, slots[k], closed)

@@ -95,7 +95,9 @@ def analyze(
         compile_kernels(processes)
     with _shown_progress() as progress:
         summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
-    if summary.unchanged and summary.captures:
+    if summary.learned and summary.unchanged:
+        click.echo(f"no capture is new to {lake}, but what is known of the cluster and of recordings is", err=True)
+    elif summary.unchanged and summary.captures:
         click.echo(f"nothing new: all of this is in {lake} already", err=True)
     elif not summary.unchanged:
         click.echo(

@@ -66,7 +66,7 @@ def _dns_messages() -> None:
 def _accounts() -> None:
     flows = Flows()
     flows.account(BYTES, PACKETS, np.zeros(0, VERDICT))
-    flows._close(np.zeros(0, np.bool_))
+    flows._close(np.zeros(0, np.int64))
 
 
 def _dns() -> None:
@@ -110,12 +110,13 @@ def _framing() -> None:
 
 
 def _sightings() -> None:
-    columns = [np.zeros(0, type_) for type_ in ("i8", "u2", "u2", "u4", "u4", "u4", "u4", "u4", "i4")]
+    columns = [np.zeros(0, type_) for type_ in ("i8", "u2", "u2", "u4", "u4", "u4", "u4", "u4", "u1", "i4")]
     for column in columns:
         column.flags.writeable = False  # as Arrow's are
     room = np.zeros(0, SIGHTING), np.zeros(0, CARRIED)
     facts = np.zeros(0, FLOW_FACTS)
-    sightings_kernels.sample(np.zeros(0, np.int32), *columns, BYTES, 0, facts, BYTES == 1, *room)
+    nobody = np.zeros(0, np.int32)
+    sightings_kernels.sample(nobody, nobody, *columns, BYTES, 0, facts, BYTES == 1, *room)
     sightings_kernels.ask(NUMBERS, NUMBERS, NUMBERS, NUMBERS, np.zeros(1, FLOW_FACTS))
     sightings_kernels.unite(NUMBERS, BYTES, NUMBERS[:0], NUMBERS[:0], BYTES[:0])
 

@@ -47,12 +47,13 @@ class Copies:
             return 0
         memory = self._memory or kernels.Memory(
             rooms.zeros(kernels.MOST_LOGGED, kernels.LOGGED),
-            rooms.zeros(0, np.int64),
+            rooms.zeros(0, kernels.LANE),
             rooms.zeros(0, kernels.LANE),
             np.zeros(3, np.int64),
         )
         self._memory = memory = memory._replace(
-            newest=rooms.grown(memory.newest, 2 * slots), lanes=rooms.grown(memory.lanes, 2 * slots * kernels.LANES)
+            sides=rooms.grown(memory.sides, 2 * slots),
+            lanes=rooms.grown(memory.lanes, 2 * slots * kernels.MORE_LANES),
         )
         with np.errstate(over="ignore"):
             return int(kernels.mark(packets, data, points, memory))

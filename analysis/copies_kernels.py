@@ -43,19 +43,22 @@ LOGGED = in_lines(
 """A packet that may come again."""
 MOST_LOGGED = 1 << 16
 
-LANE = np.dtype(
-    [
-        ("look", "u4"),  # 0 = this place is free
-        ("new_bytes", "u4"),  # and one for each packet
-        ("known_bytes", "u4"),  # of packets that had been here and looked the same
-        ("new_packets", "u2"),
-        ("first_repeats", "u2"),  # of the first one that is no mere ACK
-        ("has_first", "u1"),
-    ],
-    align=True,
+LANE = in_lines(
+    ("look", "u4"),
+    ("new_bytes", "u4"),  # and one for each packet
+    ("known_bytes", "u4"),  # of packets that had been here and looked the same
+    ("new_packets", "u2"),
+    ("first_repeats", "u2"),  # of the first one that is no mere ACK
+    ("has_first", "u1"),
+    # of the first lane of a side alone, about all of them
+    ("lanes", "u1"),
+    ("newest", "i8"),  # number of the side's last entry, 0 = none; of that,
+    ("newest_ts", "i8"),
+    ("top", "u4"),
+    ("top_ack", "u4"),
 )
 """What looks the same of one side of a flow: one point's packets, or those of several that can't be told apart."""
-LANES = 8
+MORE_LANES = 7
 
 WINDOW_NS = NANOSECONDS // 10
 """How much later a copy may come."""
@@ -83,12 +86,12 @@ LOGGED_SO_FAR, NEW, AGAIN = range(3)
 
 
 class Memory(NamedTuple):
-    """`logged`: LOGGED[MOST_LOGGED], a ring. By slot and side: `newest`, the number of its last entry there, 0 = none;
-    `lanes`: LANE[LANES]. `counts`: how many entries there were; packets of all flows that were new, and
-    those that had been here and looked the same."""
+    """`logged`: LOGGED[MOST_LOGGED], a ring. By slot and side: `sides`, its first LANE, and `lanes`, LANE[MORE_LANES].
+    `counts`: how many entries there were; packets of all flows that were new, and those that had been here and looked
+    the same."""
 
     logged: npt.NDArray[np.void]
-    newest: npt.NDArray[np.int64]
+    sides: npt.NDArray[np.void]
     lanes: npt.NDArray[np.void]
     counts: npt.NDArray[np.int64]
 
@@ -135,21 +138,29 @@ def content_of(p, data, is_stream):
 
 
 @inner
-def find_lane(lanes, first, look):
-    """The lane of this look among the LANES from `first` on: a new one if there is none, in place of the last if need
-    be."""
-    at = first
-    while at < first + LANES - 1 and lanes[at]["look"] != 0 and lanes[at]["look"] != look:
+def other_lane(sides, lanes, place, look):
+    """The lane of this look, which the side's first one does not have: a new one if there is none, in place of the
+    last if need be."""
+    side = sides[place]
+    lane = side
+    at = np.int64(1)
+    while at <= MORE_LANES and at < side["lanes"]:
+        lane = lanes[place * MORE_LANES + at - 1]
+        if lane["look"] == look:
+            return lane
         at += 1
-    lane = lanes[at]
-    if lane["look"] != look:
-        lane["look"] = look
-        lane["new_bytes"] = 0
-        lane["known_bytes"] = 0
-        lane["new_packets"] = 0
-        lane["first_repeats"] = 0
-        lane["has_first"] = 0
-    return at
+    if side["lanes"] == 0:
+        at = np.int64(0)
+    elif at <= MORE_LANES:
+        lane = lanes[place * MORE_LANES + at - 1]
+    side["lanes"] = min(at, MORE_LANES) + 1
+    lane["look"] = look
+    lane["new_bytes"] = 0
+    lane["known_bytes"] = 0
+    lane["new_packets"] = 0
+    lane["first_repeats"] = 0
+    lane["has_first"] = 0
+    return lane
 
 
 @hot
@@ -213,18 +224,14 @@ def is_again(e, p, seq, length, content, is_stream):
 
 
 @hot
-def log(p, memory, place, content, look, seq, end, nth, is_first, copied, is_stream):
+def log(p, memory, side, content, look, seq, end, nth, is_first, copied, is_stream):
     number = memory.counts[LOGGED_SO_FAR] + 1
     memory.counts[LOGGED_SO_FAR] = number
-    before = memory.newest[place]
+    before = side["newest"]
     top, top_ack = end, np.int64(p["tcp_ack"])
-    if before > 0 and number - before < MOST_LOGGED:
-        e = memory.logged[before % MOST_LOGGED]
-        if p["ts"] - e["ts"] < WINDOW_NS:
-            top = np.int64(e["top"]) if ahead(e["top"], end) > 0 else top
-            top_ack = np.int64(e["top_ack"]) if ahead(e["top_ack"], top_ack) > 0 else top_ack
-        else:
-            before = np.int64(0)
+    if before > 0 and number - before < MOST_LOGGED and p["ts"] - side["newest_ts"] < WINDOW_NS:
+        top = np.int64(side["top"]) if ahead(side["top"], end) > 0 else top
+        top_ack = np.int64(side["top_ack"]) if ahead(side["top_ack"], top_ack) > 0 else top_ack
     else:
         before = np.int64(0)
     e = memory.logged[number % MOST_LOGGED]
@@ -241,7 +248,18 @@ def log(p, memory, place, content, look, seq, end, nth, is_first, copied, is_str
     e["is_first"] = is_first
     e["is_copy"] = copied
     e["is_stream"] = is_stream
-    memory.newest[place] = number
+    side["newest"] = number
+    side["newest_ts"] = p["ts"]
+    side["top"] = top
+    side["top_ack"] = top_ack
+
+
+@hot
+def is_beyond(p, top, top_ack, seq, length):
+    """Whether TCP's packet goes on where all that were seen of its side end: then it is none of them."""
+    if length:
+        return ahead(top, seq) <= 0
+    return ahead(top_ack, p["tcp_ack"]) < 0
 
 
 @hot
@@ -257,7 +275,10 @@ def is_copy(p, data, memory, place, point):
     content = content_of(p, data, is_stream)
     look = look_of(p)
     has_id = p["ip_id"] > 0
-    lane = memory.lanes[find_lane(memory.lanes, place * LANES, look)]
+    side = memory.sides[place]
+    lane = side
+    if side["lanes"] == 0 or side["look"] != look:
+        lane = other_lane(memory.sides, memory.lanes, place, look)
     # Of what looks the same, where each interface may be mixed in, the id alone tells a copy. A capture of one
     # interface may have a packet twice because the network made two of it, if that is rare.
     id_tells = point == POINT_MIXED and p["protocol"] != SCTP
@@ -265,15 +286,16 @@ def is_copy(p, data, memory, place, point):
     nth = np.int64(0)
     of_first = False
     known = False  # as a copy: it, or one like it, looks different
-    at = memory.newest[place]
+    at = side["newest"]
+    # Of what is new, the end was never seen; so it is with most.
+    if is_stream and is_beyond(p, side["top"], side["top_ack"], end - 1, length):
+        at = np.int64(0)
     steps = 0
     while at > 0 and memory.counts[LOGGED_SO_FAR] - at < MOST_LOGGED and steps < MOST_STEPS:
         e = memory.logged[at % MOST_LOGGED]
         if abs(p["ts"] - e["ts"]) >= WINDOW_NS:
             break
-        if is_stream and length and ahead(e["top"], seq if steps else end - 1) <= 0:
-            break  # until then, nothing was seen of it; and of the end of what is new, never
-        if is_stream and not length and ahead(e["top_ack"], p["tcp_ack"]) < 0:
+        if is_stream and steps and is_beyond(p, e["top"], e["top_ack"], seq, length):
             break
         if is_again(e, p, seq, length, content, is_stream):
             nth = max(nth, np.int64(e["nth"]))
@@ -306,20 +328,15 @@ def is_copy(p, data, memory, place, point):
     is_first = not lane["has_first"] and not repeats and (length > 0 or not is_stream)
     if is_first:
         lane["has_first"] = 1
-    log(p, memory, place, content, look, seq, end, mine, is_first, copied, is_stream)
+    log(p, memory, side, content, look, seq, end, mine, is_first, copied, is_stream)
     return copied
 
 
 @hot
 def look_ahead(packets, i, memory):
-    """Asks for what is known of the sides of packets[i + AHEAD], and for the last entry of that of packets[i]."""
-    if i + AHEAD < len(packets) and packets[i + AHEAD]["flow"] >= 0:
-        place = 2 * np.int64(packets[i + AHEAD]["flow"]) + (0 if packets[i + AHEAD]["from_orig"] else 1)
-        prefetch(memory.newest, place)
-        prefetch(memory.lanes, place * LANES)
+    """Asks for what is known of the side of packets[i]."""
     if i < len(packets) and packets[i]["flow"] >= 0:
-        place = 2 * np.int64(packets[i]["flow"]) + (0 if packets[i]["from_orig"] else 1)
-        prefetch(memory.logged, memory.newest[place] % MOST_LOGGED)
+        prefetch(memory.sides, 2 * np.int64(packets[i]["flow"]) + (0 if packets[i]["from_orig"] else 1))
 
 
 @kernel
@@ -333,11 +350,9 @@ def mark(packets, data, points, memory):
             continue
         place = 2 * np.int64(p["flow"]) + (0 if p["from_orig"] else 1)
         if p["starts_flow"] == STARTS_AFRESH:
-            for side in range(2):
-                first = 2 * np.int64(p["flow"]) + side
-                memory.newest[first] = 0
-                for k in range(first * LANES, (first + 1) * LANES):
-                    memory.lanes[k]["look"] = 0
+            for each in range(2 * np.int64(p["flow"]), 2 * np.int64(p["flow"]) + 2):
+                memory.sides[each]["newest"] = 0
+                memory.sides[each]["lanes"] = 0
         if is_copy(p, data, memory, place, points[p["interface"]]):
             p["is_copy"] = 1
             count += 1

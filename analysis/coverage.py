@@ -34,7 +34,7 @@ def coverage_rows(segments: Iterable[Row], gaps: Iterable[Row]) -> list[Row]:
 
     What a row does not have is null.
     """
-    told = list(gaps)
+    told = _distinct(gaps)
     by_node: defaultdict[tuple[str | None, str], list[Row]] = defaultdict(list)
     for segment in segments:
         if segment["packets"] or segment["cluster"] is not None:  # an empty file of no agent tells of no time
@@ -47,6 +47,15 @@ def coverage_rows(segments: Iterable[Row], gaps: Iterable[Row]) -> list[Row]:
         lacking = [gap for gap in told if (gap["cluster"], gap["node"]) == (cluster, node)]
         rows += [{"cluster": cluster, "node": node, **row} for row in _of_node(of_node, lacking)]
     return sorted(rows, key=lambda row: (row["cluster"] or "", row["node"] or "", row["start"], row["end"]))
+
+
+def _distinct(gaps: Iterable[Row]) -> list[Row]:
+    """Each gap once: every analysis tells those of its inputs; of one without a cluster another may know it."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for gap in sorted(gaps, key=lambda gap: gap["cluster"] is None):
+        cluster = gap["cluster"] if gap["node"] is not None else None
+        found.setdefault((cluster, *(gap[name] for name in ("node", "kind", "start", "end", "reason"))), gap)
+    return list(found.values())
 
 
 def _of_node(segments: Sequence[Row], gaps: Sequence[Row]) -> list[Row]:

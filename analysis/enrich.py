@@ -15,7 +15,7 @@ from analysis import lake
 from analysis.endpoints import Endpoints
 from analysis.errors import PodtapError, Problem
 from analysis.identities import Identities, add_identities, load_identities
-from analysis.recordings import gaps_table, rows_of, unseen_pods
+from analysis.recordings import gaps_table, plain_rows, rows_of, unseen_pods
 from analysis.sandboxes import sandboxes
 from analysis.schemas import ENDPOINTS, ENDPOINTS_KNOWN, GAPS, IDENTITIES, INTERFACES, Table
 
@@ -53,20 +53,22 @@ def enrich(root: Path, metadata: Sequence[str]) -> list[Problem]:
     return problems
 
 
-def learn(root: Path, identities: Identities, gaps: pa.Table | None = None) -> None:
-    """Makes `identities` what the lake knows, and adds `gaps`; nothing happens if it knows them already."""
+def learn(root: Path, identities: Identities, gaps: pa.Table) -> bool:
+    """Makes `identities` what the lake knows, and adds `gaps`; False, and nothing happens, if it knows them already."""
     lake.settle(root)
     known, tables = known_identities(root).tables(), identities.tables()
-    if all(table.equals(known[name]) for name, table in tables.items()):
-        return
+    told = plain_rows(_stored(root, GAPS))
+    gaps = gaps_table([row for row in plain_rows(gaps) if row not in told])
+    if not len(gaps) and all(table.equals(known[name]) for name, table in tables.items()):
+        return False
     batches = "".join(record.batch for record in lake.read_records(root))
-    content = "".join(str(table.to_pylist()) for table in tables.values())
+    content = "".join(str(table.to_pylist()) for table in (*tables.values(), gaps))
     name = xxhash.xxh3_64_hexdigest((batches + content).encode())
-    more = {} if gaps is None else {GAPS.name: gaps}
     lake.rewrite(
         root,
         name,
         lambda table, rows, _: add_identities(identities, table, rows),
         tables,
-        more,
+        {GAPS.name: gaps},
     )
+    return True

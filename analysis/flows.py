@@ -21,6 +21,7 @@ checksums of captured packets are mostly left to the network card.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -127,8 +128,7 @@ class Flows:
         return int(self._closed.counts[accounts.FLOW_COUNT])
 
     def finish(self) -> None:
-        """The recording ends, and with it all flows."""
-        self._close(np.ones(self.used, np.bool_))
+        """The recording ends: no fragment comes any more for which a row waits."""
         settled = np.empty(len(self._early), PACKET)
         count = flows_kernels.give_up_early(self._fragments, self._early, self._early_links, settled)
         self._settled.append(settled[:count])
@@ -140,23 +140,36 @@ class Flows:
         flows = closed.flows[:count]
         server_names: list[str | None] = [None] * count
         if self._server_names:
-            server_names = [self._server_names.pop(uid, None) for uid in flows["flow_uid"].tolist()]
+            for place in np.flatnonzero(flows["named"]).tolist():
+                server_names[place] = self._server_names.pop(int(flows["flow_uid"][place]), None)
         history = closed.history.reshape(-1, accounts.HISTORY_BYTES)[:count]
         return flows, closed.sides[: 2 * count], history, server_names, closed.minutes[:minute_count]
+
+    def last_rows(self, count: int) -> Iterator[FlowRows]:
+        """All that rows() did not give yet: first what was finished, then what was not, clustered, `count` or so at a
+        time."""
+        if self.finished:
+            yield clustered(self.rows())
+        slots = np.flatnonzero(self._accounts.flows["open"][: self.used])
+        slots = slots[_order(self._accounts.flows[slots])]
+        parts = max(len(slots) // count, 1)
+        for part in range(parts):
+            self._close(slots[len(slots) * part // parts : len(slots) * (part + 1) // parts])
+            yield self.rows()
 
     def _sweep(self) -> None:
         self._unswept = 0
         expired = np.zeros(self.used, np.bool_)
         keep_since = self._clock - REMEMBERED_NS if self.used > REMEMBERED_SLOTS else np.iinfo(np.int64).min
         flows_kernels.expire(self.slots, self.used, self._clock, keep_since, self._free, expired)
-        self._close(expired)
+        self._close(np.flatnonzero(expired))
         self._table[:] = -1
         with np.errstate(over="ignore"):
             flows_kernels.rebuild(self._table, self.slots, self.used)
 
-    def _close(self, expired: npt.NDArray[np.bool_]) -> None:
-        self._make_closing_room(int(np.count_nonzero(expired)), 0)
-        accounts.close_expired(self._accounts, expired, self._closed)
+    def _close(self, slots: npt.NDArray[np.int64]) -> None:
+        self._make_closing_room(len(slots), 0)
+        accounts.close(self._accounts, slots, self._closed)
 
     def _make_closing_room(self, flows: int, packets: int) -> None:
         """So many more flows may close, and each packet may end a minute and name a server."""
@@ -209,10 +222,14 @@ def _no_closed() -> accounts.Closed:
 def clustered(rows: FlowRows) -> FlowRows:
     """Flows of one orig side by side: where they are many, a filter by pod or address skips most row groups."""
     flows, sides, history, server_names, minutes = rows
-    order = np.lexsort((flows["first_seen"], flows["orig_lo"], flows["orig_hi"]))
+    order = _order(flows)
     both = sides.view(np.dtype((np.void, 2 * sides.itemsize)))[order].view(sides.dtype)
     whole = flows.view(np.dtype((np.void, flows.itemsize)))[order].view(flows.dtype)
     return whole, both, history[order], [server_names[place] for place in order.tolist()], minutes
+
+
+def _order(flows: Records) -> npt.NDArray[np.int64]:
+    return np.lexsort((flows["first_seen"], flows["orig_lo"], flows["orig_hi"]))
 
 
 def conn_states(flows: Records, orig: Records, resp: Records, history: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:

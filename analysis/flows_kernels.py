@@ -536,7 +536,7 @@ def assign(
     datagram, or the next free place, the first of which is links[0]. Those that wait no longer go to `settled`.
     `hashes` is room for AHEAD of them. Returns the new `used`, how many are settled, and how many of the packets wait.
     """
-    count = 0
+    count = np.int64(0)
     waiting = 0
     for i in range(len(packets)):
         if i % AHEAD == 0:
@@ -588,7 +588,7 @@ def assign(
 @kernel
 def give_up_early(fragments, early, links, settled):
     """Settles all fragments that still wait; returns how many."""
-    count = 0
+    count = np.int64(0)
     for place in range(len(fragments)):
         count = release_early(fragments[place], early, links, settled, count)
     return count

@@ -185,7 +185,9 @@ class Batch:
             groups = max(len(part) // ROW_GROUP_ROWS, 1)
             for group in range(groups):
                 begin, end = len(part) * group // groups, len(part) * (group + 1) // groups
-                self._writer(table, date, node).write_table(_with_own_words(part.slice(begin, end - begin)))
+                row_group = part.slice(begin, end - begin)
+                is_all = len(row_group) == len(rows)
+                self._writer(table, date, node).write_table(row_group if is_all else _with_own_words(row_group))
 
     def add_packets(self, day: int, row_group: RowGroup, node: str = UNKNOWN_NODE) -> None:
         """A row group of packets, all of one UTC day (since 1970)."""

@@ -193,7 +193,7 @@ def load(column, valid, bit, is_all, values):
         for i in range(min(len(column), len(values))):
             values[i] = column[i]
         return len(column)
-    count = 0
+    count = np.int64(0)
     for i in range(min(len(column), len(valid))):
         values[count] = column[i]
         count += np.int64(valid[i] & bit != 0)
@@ -230,12 +230,12 @@ def encode_page(rows, count, plan, memory, out, spans, levels, level_spans):
     for i in range(len(valid)):
         every &= valid[i]
         some |= valid[i]
-    at = 0
+    at = np.int64(0)
     for k in range(LEVEL_BITS):
         level_spans[k, 0] = at
         at = put_bits(valid, np.uint32(1) << np.uint32(k), every, some, levels, at)
         level_spans[k, 1] = at
-    at = 0
+    at = np.int64(0)
     for number in range(len(plan)):
         bit = np.uint32(plan[number, 0])
         how = plan[number, 1]

@@ -23,7 +23,7 @@ def number(flows, count, flow):
 @inner
 def count_before(seen, begin, end, flows, before):
     """before[a, b]: how many packets came to a before b. Fills in `flows`, and returns how many there are."""
-    points = 0
+    points = np.int64(0)
     packet_begin = begin
     for i in range(begin, end):
         if seen[i]["packet"] != seen[packet_begin]["packet"]:

@@ -39,16 +39,11 @@ from analysis.layout import (
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
     DECODED_LINK_TYPES,
-    LINKTYPE_NFLOG,
-    LINKTYPE_SLL,
     LINKTYPE_SLL2,
     NANOSECONDS,
     PACKET,
-    POINT_MIXED,
-    POINT_NAMED,
-    POINT_UNNAMED,
 )
-from analysis.manifests import InterfaceNames
+from analysis.observation_points import ObservationPoints
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
 from analysis.recordings import Told, gaps_table, told_by, unseen_pods
@@ -86,6 +81,9 @@ class Summary:
     transactions: int = 0
     problems: list[Problem] = field(default_factory=list)
     unchanged: bool = False
+    """No capture is new to the lake."""
+    learned: bool = False
+    """What else was given is: names, or what is missing of recordings."""
     seconds: float = 0.0
 
 
@@ -147,8 +145,8 @@ def analyze(
                 batch.commit()
         finally:
             batch.discard()
-    if is_learning and records:
-        learn(root, identities)
+    if records and (is_learning or told.gaps):
+        summary.learned = learn(root, identities, gaps_table(told.gaps))
     derive(root, identities)
     summary.seconds = time.monotonic() - begun
     return summary
@@ -309,14 +307,24 @@ class _Line:
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
-        """One recording. Reading and decoding run ahead, lookups and writing behind, in threads of their own."""
+        """One recording. Reading and decoding run ahead, lookups, rows and tables behind, in threads of their own."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as asker, ThreadPoolExecutor(1) as writer:
-            parallel = self._jobs > 1
-            read, ask, write = (pool.submit if parallel else _at_once for pool in (reader, asker, writer))
-            coming = deque(read(next, chunks, None) for _ in range(self._ahead))
+        parallel = self._jobs > 1
+        with (
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(1) as asker,
+            ThreadPoolExecutor(1) as packer,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            read, ask, pack, write = (pool.submit if parallel else _at_once for pool in (reader, asker, packer, writer))
             asking: deque[Future[None]] = deque()
+            packing: deque[Future[None]] = deque()
             writing: deque[Future[None]] = deque()
+
+            def write_later(function: Callable[..., None], *arguments: Any) -> None:
+                writing.append(write(function, node, *arguments))
+
+            coming = deque(read(next, chunks, None) for _ in range(self._ahead))
             while True:
                 coming.append(read(next, chunks, None))
                 chunk = coming.popleft().result()
@@ -324,28 +332,37 @@ class _Line:
                     break
                 copies = flows.assign(chunk.data, chunk.packets, self._points.kinds(), self._points.hashes())
                 chunk.counts[COUNTED_COPIES] += copies
-                asking.append(ask(self._feed_dns, node, dns, chunk))
+                asking.append(ask(self._feed_dns, dns, chunk, write_later))
                 verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
                 flows.account(chunk.data, chunk.packets, verdicts)
-                writing.append(write(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
+                packing.append(pack(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
                 if flows.finished >= FLUSH_FLOWS:
-                    rows = _finished(flows, retransmits)
-                    writing.append(write(self._write_flows, node, rows))
-                    asking.append(ask(self._write_minutes, node, rows[-1]))
-                for behind in (asking, writing):
-                    while len(behind) > self._ahead:
-                        behind.popleft().result()
+                    rows = flows.rows()
+                    _learn_uncertain(retransmits, rows)
+                    write_later(self._write_minutes, rows[-1])
+                    write_later(self._write_flows, rows)
+                self._wait(asking, packing, writing)
                 self._show_progress()
+            asking.append(ask(self._finish_dns, dns, write_later))
             flows.finish()
-            asking += [ask(dns.finish), ask(self._write_dns, node, dns)]
-            writing.append(write(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
-            writing.append(write(self._write_row_groups, node))
-            rows = _finished(flows, retransmits)
-            writing.append(write(self._write_flows, node, rows))
-            asking.append(ask(self._write_minutes, node, rows[-1]))
+            packing.append(pack(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
+            packing.append(pack(self._write_row_groups, node))
+            for rows in flows.last_rows(lake.ROW_GROUP_ROWS):
+                _learn_uncertain(retransmits, rows)
+                write_later(self._write_minutes, rows[-1])
+                write_later(self._write_flows_table, self._flows_table(rows))
+                self._wait(writing)
             self._write_retransmits(node, retransmits.rows())
-            for last in (*asking, *writing):
+            for last in (*asking, *packing):
                 last.result()
+            for last in writing:
+                last.result()
+
+    def _wait(self, *queues: deque[Future[None]]) -> None:
+        """Until no queue is longer than it may be."""
+        for behind in queues:
+            while len(behind) > self._ahead:
+                behind.popleft().result()
 
     def _keep_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records, slots: int) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
@@ -360,10 +377,13 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
-        if len(rows[0]) > lake.ROW_GROUP_ROWS:
-            rows = clustered(rows)
+        self._write_flows_table(node, self._flows_table(clustered(rows)))
+
+    def _flows_table(self, rows: FlowRows) -> pa.Table:
         table = flows_table(*rows[:-1], self._points.names)
-        table = add_identities(self._identities, "flows", table, self._cluster)
+        return add_identities(self._identities, "flows", table, self._cluster)
+
+    def _write_flows_table(self, node: str, table: pa.Table) -> None:
         self._batch.add("flows", table, node)
         self._summary.flows += len(table)
 
@@ -375,13 +395,16 @@ class _Line:
         self._batch.add("retransmits", add_identities(self._identities, "retransmits", table, self._cluster), node)
         self._summary.retransmits += len(table)
 
-    def _feed_dns(self, node: str, dns: Dns, chunk: Chunk) -> None:
+    def _feed_dns(self, dns: Dns, chunk: Chunk, write_later: Callable[..., None]) -> None:
         dns.feed(chunk.data, chunk.packets)
         if dns.finished >= lake.ROW_GROUP_ROWS:
-            self._write_dns(node, dns)
+            write_later(self._write_dns, dns.rows())
 
-    def _write_dns(self, node: str, dns: Dns) -> None:
-        rows = dns.rows()
+    def _finish_dns(self, dns: Dns, write_later: Callable[..., None]) -> None:
+        dns.finish()
+        write_later(self._write_dns, dns.rows())
+
+    def _write_dns(self, node: str, rows: DnsRows) -> None:
         for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
             table = dns_table(part, self._segment_names, self._points.names)
             self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
@@ -393,12 +416,10 @@ class _Line:
             self._progress(self._seen_bytes, self._total_bytes, packets)
 
 
-def _finished(flows: Flows, retransmits: Retransmits) -> FlowRows:
-    """The rows of finished flows; where the capture missed too much of them, their retransmits are in doubt."""
-    rows = flows.rows()
-    accounts, sides = rows[:2]
-    retransmits.learn_uncertain(accounts["flow_uid"][is_loss_uncertain(accounts, sides)])
-    return rows
+def _learn_uncertain(retransmits: Retransmits, rows: FlowRows) -> None:
+    """Where the capture missed too much of a flow, its retransmits are in doubt."""
+    flows, sides = rows[:2]
+    retransmits.learn_uncertain(flows["flow_uid"][is_loss_uncertain(flows, sides)])
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -448,49 +469,3 @@ def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str
         "server_ip": server,
     }
     return columns.to_table("dns", values, without=columns.identity_names("dns"))
-
-
-class ObservationPoints:
-    """Every (node, interface) at which packets were seen, numbered as they turn up."""
-
-    def __init__(self) -> None:
-        self.names: list[str | None] = []
-        self._kinds: list[int] = []
-        self._hashes: list[int] = []
-        self._numbers: dict[tuple[str, str | None, int], int] = {}
-
-    def of(self, node: str, name: str | None, link_type: int) -> int:
-        is_mixed = link_type in (LINKTYPE_SLL, LINKTYPE_NFLOG)
-        is_named = name is not None or link_type == LINKTYPE_SLL2
-        kind = POINT_MIXED if is_mixed else POINT_NAMED if is_named else POINT_UNNAMED
-        return self._number(node, name, kind)
-
-    def tell_apart(self, node: str, packets: Records, names: InterfaceNames) -> None:
-        """Gives SLL2 packets the interface whose index their header has, by its name at that time."""
-        cooked = packets["ifindex"] >= 0
-        index, firsts = columns.distinct(
-            np.zeros(len(packets), np.uint64), packets["ifindex"].astype(np.int64).astype(np.uint64)
-        )
-        found = packets["ifindex"][firsts].tolist()
-        named = [names.of(ifindex) if ifindex >= 0 else [] for ifindex in found]
-        numbers = [self._number(node, each[0][1], POINT_NAMED) if each else 0 for each in named]
-        packets["interface"] = np.where(cooked, np.array(numbers, np.int32)[index], packets["interface"])
-        for place, several in enumerate(named):
-            for since_ns, name in several[1:]:
-                later = cooked & (index == place) & (packets["ts"] >= since_ns)
-                packets["interface"][later] = self._number(node, name, POINT_NAMED)
-
-    def kinds(self) -> npt.NDArray[np.int64]:
-        return np.array(self._kinds, np.int64)
-
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        return np.array(self._hashes, np.uint64)
-
-    def _number(self, node: str, name: str | None, kind: int) -> int:
-        key = (node, name, kind)
-        if key not in self._numbers:
-            self._numbers[key] = len(self.names)
-            self.names.append(name)
-            self._kinds.append(kind)
-            self._hashes.append(xxhash.xxh3_64_intdigest(f"{name}\0{kind}".encode()))
-        return self._numbers[key]

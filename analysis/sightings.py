@@ -11,7 +11,7 @@ ids and lengths for each side, whether they came in or left, when the first one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +71,9 @@ FLOW_FACTS: Final = np.dtype(
         ("resp_port", "u2"),
         ("protocol", "u1"),
         ("ways", "u1"),  # UDP: 1 if a packet of orig came in, 2 if one left; 4 and 8 of resp
+        ("numbered", "u1"),  # UDP: 1 if a packet of orig had an IP id; 2 of resp
+        ("orig_ttl", "u1"),  # UDP: of the first packet of orig
+        ("resp_ttl", "u1"),
         ("unnamed", "u1"),  # 1: of a capture that does not name interfaces, so its point may be several
     ],
     align=True,
@@ -82,7 +85,7 @@ MOST_THINNED: Final = 63
 BUCKET_BITS: Final = 12
 """Sequence numbers are looked up by this many less."""
 
-_NUMBERS: Final = ("ts", "src_port", "tcp_flags", "tcp_seq", "tcp_ack", "tcp_tsval", "payload_length", "ip_id")
+_NUMBERS: Final = ("ts", "src_port", "tcp_flags", "tcp_seq", "tcp_ack", "tcp_tsval", "payload_length", "ip_id", "ttl")
 Records = npt.NDArray[Any]
 
 
@@ -112,8 +115,8 @@ def word_numbers(*columns: Any) -> tuple[list[npt.NDArray[np.int64]], list[str |
     return np.split(numbers(coded.indices), ends), coded.dictionary.to_pylist()
 
 
-def flow_facts(flows: pa.Table) -> Records:
-    """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order; words are plain text."""
+def flow_facts(flows: pa.Table) -> tuple[Records, list[str | None]]:
+    """FLOW_FACTS of rows of schemas.FLOWS with `node`, in their order, and their addresses; words are plain text."""
     facts = np.zeros(len(flows), FLOW_FACTS)
     facts["uid"] = uid_numbers(flows["flow_uid"])
     for time in ("first_seen", "last_seen"):
@@ -126,7 +129,7 @@ def flow_facts(flows: pa.Table) -> Records:
     (tunnel,), _ = word_numbers(flows["encapsulation"])
     facts["unnamed"] = np.array([name is None for name in interfaces] or [False])[interface]
     facts["point"] = np.unique((node << 40) + (interface << 20) + tunnel, return_inverse=True)[1]
-    (facts["orig"], facts["resp"]), _ = word_numbers(flows["orig_ip"], flows["resp_ip"])
+    (facts["orig"], facts["resp"]), addresses = word_numbers(flows["orig_ip"], flows["resp_ip"])
     for side in ("orig", "resp"):
         facts[f"{side}_port"] = numbers(flows[f"{side}_port"])
     (facts["community"],), _ = word_numbers(flows["community_id"])
@@ -135,37 +138,47 @@ def flow_facts(flows: pa.Table) -> Records:
     facts["protocol"] = np.array([codes.get(str(name), 0) for name in names] or [0])[protocol]
     packets = numbers(flows["orig_packets"]) + numbers(flows["resp_packets"])
     thinned = 2 ** np.ceil(np.log2(np.maximum(packets / FEW, 1))).astype(np.int64) - 1
-    facts["mask"] = np.where(facts["orig_port"] == facts["resp_port"], -1, np.minimum(thinned, MOST_THINNED))
-    return facts
+    by_address = facts["orig_port"] == facts["resp_port"]
+    facts["mask"] = np.where(by_address & (facts["orig"] == facts["resp"]), -1, np.minimum(thinned, MOST_THINNED))
+    return facts, addresses
 
 
-def read_packets(files: Sequence[Path], facts: Records, resent: npt.NDArray[np.uint32]) -> tuple[Records, Records]:
+def read_packets(
+    files: Sequence[Path], facts: Records, addresses: Sequence[str | None], resent: npt.NDArray[np.uint32]
+) -> tuple[Records, Records]:
     """SIGHTINGs of the packets in files of the table packets, and CARRIEDs: fills in the SYNs and datagrams of `facts`.
 
-    `resent`: sequence numbers of which some packet must be found that carried them. Flows whose ports are equal are
-    left out: who sent a packet is told by its source port. So are copies, which only unnamed points have.
+    `addresses`: that of each number in `facts`; `resent`: sequence numbers of which some packet must be found that
+    carried them. Flows whose ends are equal are left out, for who sent a packet can't be told. So are copies, which
+    only unnamed points have.
     """
-    names = (*_NUMBERS, "is_copy") if facts["unnamed"].any() else _NUMBERS
+    names = ["direction", *_NUMBERS]
+    names += ["is_copy"] if facts["unnamed"].any() else []
+    by_address = (facts["orig_port"] == facts["resp_port"]) & (facts["mask"] >= 0)
+    names += ["src_ip"] if by_address.any() else []
+    number_of = {address: number for number, address in enumerate(addresses)} if by_address.any() else {}
     buckets = np.zeros(1 << (32 - BUCKET_BITS), np.bool_)
     buckets[resent >> BUCKET_BITS] = True
     order = np.argsort(facts["uid"])
     uids = facts["uid"][order]
     sightings, carried = [np.empty(0, SIGHTING)], [np.empty(0, CARRIED)]
-    seen, sent = sightings[0], carried[0]
+    seen, sent, nobody = sightings[0], carried[0], np.empty(0, np.int32)
     row = 0
     for file in files:
-        with pq.ParquetFile(file, read_dictionary=["flow_uid", "direction"]) as source:
+        with pq.ParquetFile(file, read_dictionary=["flow_uid", "direction", "src_ip"]) as source:
             for group in range(source.num_row_groups):
-                table = source.read_row_group(group, columns=["flow_uid", "direction", *names])
+                table = source.read_row_group(group, columns=["flow_uid", *names])
                 flow = _flows(table["flow_uid"].combine_chunks(), uids, order)
                 if "is_copy" in names:
                     flow[columns.plain(table["is_copy"]) == 1] = -1
                 values = [columns.plain(table[name]) for name in _NUMBERS]
                 if len(table) > len(seen):
                     seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
+                    nobody = np.full(len(table), -1, np.int32)
+                sender = _numbered(table["src_ip"].combine_chunks(), number_of) if "src_ip" in names else nobody
                 words: Any = table["direction"].combine_chunks()
                 values.append(columns.plain(words.indices, -1))
-                counts = kernels.sample(flow, *values, _directions(words), row, facts, buckets, seen, sent)
+                counts = kernels.sample(flow, sender, *values, _directions(words), row, facts, buckets, seen, sent)
                 sightings.append(seen[: counts[0]].copy())
                 carried.append(sent[: counts[1]].copy())
                 row += len(table)
@@ -190,6 +203,13 @@ def _directions(words: Any) -> npt.NDArray[np.uint8]:
     """DIRECTION_* of each word of a dictionary; the last one is of none."""
     codes = {"in": DIRECTION_IN, "out": DIRECTION_OUT}
     return np.array([codes.get(word, DIRECTION_UNKNOWN) for word in (*words.dictionary.to_pylist(), None)], np.uint8)
+
+
+def _numbered(words: Any, numbers: Mapping[str | None, int]) -> npt.NDArray[np.int32]:
+    """The number of each word of a dictionary; -1: it has none."""
+    of_word = [numbers.get(word, -1) for word in words.dictionary.to_pylist()]
+    found: npt.NDArray[np.int32] = np.array([*of_word, -1], np.int32)[columns.plain(words.indices, -1)]
+    return found
 
 
 def _flows(texts: Any, uids: npt.NDArray[np.uint64], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:

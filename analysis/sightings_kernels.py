@@ -23,18 +23,26 @@ def mixed(a, b):
 
 
 @inner
-def note(facts, src_port, key, ts, row, direction):
+def is_by_orig(facts, src_port, source):
+    """Whether orig of a flow sent a packet: where both ports are the same, its address tells."""
+    return src_port == facts["orig_port"] and (src_port != facts["resp_port"] or source == facts["orig"])
+
+
+@inner
+def note(facts, src_port, by_orig, key, ts, row, ttl, has_id, direction):
     """Adds a datagram to what its flow says of them all; one without ports to neither side."""
-    if src_port == facts["orig_port"]:
+    if by_orig:
         facts["orig_shape"] += key
         facts["ways"] |= direction
+        facts["numbered"] |= has_id
         if facts["orig_first"] < 0 or ts < facts["orig_first"]:
-            facts["orig_first"], facts["orig_row"] = ts, row
+            facts["orig_first"], facts["orig_row"], facts["orig_ttl"] = ts, row, ttl
     elif src_port == facts["resp_port"]:
         facts["resp_shape"] += key
         facts["ways"] |= direction << 2
+        facts["numbered"] |= has_id << 1
         if facts["resp_first"] < 0 or ts < facts["resp_first"]:
-            facts["resp_first"], facts["resp_row"] = ts, row
+            facts["resp_first"], facts["resp_row"], facts["resp_ttl"] = ts, row, ttl
 
 
 @kernel
@@ -47,6 +55,7 @@ def ask(flow, trans_id, name, type_, flows):
 @kernel
 def sample(
     flow,
+    source,
     ts,
     src_port,
     flags,
@@ -55,6 +64,7 @@ def sample(
     tsval,
     payload,
     ip_id,
+    ttl,
     word,
     directions,
     row,
@@ -66,11 +76,12 @@ def sample(
     """Writes what identifies a packet at any point, of those that are compared, and which may have carried bytes that
     were sent again; returns how many of either.
 
-    flow: index into `flows` (FLOW_FACTS), -1 for none; flow to word: columns of packets from number `row` on;
-    directions: DIRECTION_* of each word, and at last of none (-1); buckets: bool[2 ** k], whether a sequence number
-    with these highest bits was sent again; sightings: SIGHTING[n]; carried: CARRIED[n]. A flow's mask thins out its
-    packets by their own hash, so that two points choose the same ones. SYNs are always chosen, and leave their numbers
-    in `flows`; so do all datagrams with what they say together.
+    flow: index into `flows` (FLOW_FACTS), -1 for none; source: number of the address that sent it, needed of flows
+    whose ports are equal; flow to word: columns of packets from number `row` on; directions: DIRECTION_* of each word,
+    and at last of none (-1); buckets: bool[2 ** k], whether a sequence number with these highest bits was sent again;
+    sightings: SIGHTING[n]; carried: CARRIED[n]. A flow's mask thins out its packets by their own hash, so that two
+    points choose the same ones. SYNs are always chosen, and leave their numbers in `flows`; so do all datagrams with
+    what they say together.
     """
     seen = sent = 0
     shift = np.uint32(32)
@@ -83,7 +94,7 @@ def sample(
         mask = facts["mask"]
         if mask < 0:
             continue
-        sender = np.uint8(src_port[i] == facts["orig_port"])
+        sender = np.uint8(is_by_orig(facts, src_port[i], source[i]))
         decisive = np.uint8(1)
         if facts["protocol"] == TCP:
             length = payload[i] + np.uint32((flags[i] & (SYN | FIN)) != 0)
@@ -108,7 +119,8 @@ def sample(
                 continue
         elif facts["protocol"] == UDP:
             key = mixed(mixed(ip_id[i], payload[i]), 1)
-            note(facts, src_port[i], key, ts[i], row + i, directions[word[i]])
+            has_id = np.uint8(ip_id[i] != 0)
+            note(facts, src_port[i], sender, key, ts[i], row + i, ttl[i], has_id, directions[word[i]])
             decisive = np.uint8(0)
             if ip_id[i] == 0 or key & np.uint64(mask):
                 continue

@@ -77,10 +77,10 @@ def stitch(root: Path) -> Stitched:
         flows = flows.append_column(f"{side}_acknowledges", pc.match_substring(flows["history"], letter))
     retransmits = _read(root, "retransmits", _RETRANSMITS, ("ts", "flow_uid", "seq"))
     retransmits = retransmits.filter(columns.array(columns.plain(retransmits["tcp_segments"]) > 0))
-    facts = flow_facts(flows)
+    facts, addresses = flow_facts(flows)
     node = facts["node"].astype(np.int64)
     resent = columns.plain(retransmits["seq"]).astype(np.uint32)
-    sightings, carried = read_packets(committed_files(root, "packets"), facts, resent)
+    sightings, carried = read_packets(committed_files(root, "packets"), facts, addresses, resent)
     sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
     add_questions(facts, _read(root, "dns", _QUESTIONS, _QUESTIONS[:1]))
     connection, flipped = connections_of(facts, sightings)

@@ -25,16 +25,18 @@ def sample(
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[list[int]], list[list[int]]]:
     """(key, ts, row, flow, sender, decisive) of each packet that is compared; (ts, flow, seq, length, sender) of each
     that carried a number of `resent`; each flow's SYNs (orig, resp); and its shapes (orig, resp), the first packets'
-    times and rows, and ways."""
+    times, rows and TTLs, ways, and which sides had IP ids."""
     found: list[tuple[int, ...]] = []
     carried: list[tuple[int, ...]] = []
     syns = [[-1, -1] for _ in flows]
-    datagrams: list[list[int]] = [[0, 0, -1, -1, -1, -1, 0] for _ in flows]
+    datagrams: list[list[int]] = [[0, 0, -1, -1, -1, -1, 0, 0, 0, 0] for _ in flows]
     for number, packet in enumerate(packets, start=first_row):
         if packet["flow"] < 0 or flows[packet["flow"]]["mask"] < 0:
             continue
         flow = flows[packet["flow"]]
         flags, by_orig = packet["flags"], int(packet["src_port"] == flow["orig_port"])
+        if flow["orig_port"] == flow["resp_port"] and packet["source"] != flow["orig"]:
+            by_orig = 0
         place = (packet["ts"], number, packet["flow"], by_orig)
         if flow["protocol"] == 6:
             length = packet["payload"] + bool(flags & (SYN | FIN))
@@ -55,8 +57,9 @@ def sample(
                 side, of_flow = 1 - by_orig, datagrams[packet["flow"]]
                 of_flow[side] = (of_flow[side] + key) & MASK
                 if of_flow[2 + side] < 0 or packet["ts"] < of_flow[2 + side]:
-                    of_flow[2 + side], of_flow[4 + side] = packet["ts"], number
-                of_flow[6] |= packet["direction"] << 2 * side
+                    of_flow[2 + side], of_flow[4 + side], of_flow[6 + side] = packet["ts"], number, packet["ttl"]
+                of_flow[8] |= packet["direction"] << 2 * side
+                of_flow[9] |= (packet["ip_id"] != 0) << side
     return found, carried, syns, datagrams
 
 

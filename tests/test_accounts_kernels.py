@@ -125,8 +125,7 @@ def test_accounts_and_minutes_add_up_to_the_packets_wherever_chunks_end(cut: int
     disturbed(7, given)
     for begin in range(0, count, cut):
         flows.account(np.zeros(1, np.uint8), given[begin : begin + cut], judged[begin : begin + cut])
-    flows.finish()
-    accounts, sides, _, _, minutes = flows.rows()
+    accounts, sides, _, _, minutes = map(np.concatenate, zip(*flows.last_rows(5), strict=True))
     assert sorted(tuple(m.tolist()) for m in minutes) == minutes_of(given, judged)
     got: dict[int, dict[str, int]] = {}
     for account, orig, resp in zip(accounts, sides[0::2], sides[1::2], strict=True):
@@ -184,8 +183,7 @@ def connection(steps: list[Step], protocol: int = TCP, missed: int = 0) -> Conne
     judged = np.zeros(len(made), VERDICT)
     judged["missed_bytes"] = missed
     flows.account(np.frombuffer(data, np.uint8), made, judged)
-    flows.finish()
-    accounts, sides, history, names, _ = flows.rows()
+    ((accounts, sides, history, names, _),) = flows.last_rows(1)
     (account,) = accounts
     return Connection(account, sides, history[0][: account["history_length"]].tobytes().decode(), names[0])
 
@@ -258,11 +256,9 @@ def test_a_flow_that_ended_in_a_sweep_does_not_end_again() -> None:
     flows.assign(np.zeros(0, np.uint8), given, np.array([POINT_NAMED], np.int64), np.array([7], np.uint64))
     flows.account(np.zeros(1, np.uint8), given, verdicts(6, 20))
     uids = set(given["flow_uid"].tolist())
-    is_over = np.arange(flows.used) == 0
-    flows._close(is_over)
+    flows._close(np.array([0]))
     assert flows.finished == 1
-    flows.finish()
-    assert sorted(flows.rows()[0]["flow_uid"].tolist()) == sorted(uids)
+    assert sorted(uid for rows in flows.last_rows(4) for uid in rows[0]["flow_uid"].tolist()) == sorted(uids)
 
 
 # --- server names --------------------------------------------------------------------------------------------------

@@ -216,6 +216,7 @@ class FakeSummary:
     transactions: int = 5
     seconds: float = 0.5
     unchanged: bool = False
+    learned: bool = False
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -278,6 +279,11 @@ class TestAnalyze:
     def test_known_input_is_said_to_be_nothing_new(self, pipeline: Callable[..., None]) -> None:
         pipeline(analyze=lambda *_: FakeSummary(unchanged=True))
         assert podtap_run("analyze", "a.pcap").stderr == "nothing new: all of this is in lake already\n"
+
+    def test_a_new_journal_of_known_captures_is_not_called_nothing_new(self, pipeline: Callable[..., None]) -> None:
+        pipeline(analyze=lambda *_: FakeSummary(unchanged=True, learned=True))
+        expected = "no capture is new to lake, but what is known of the cluster and of recordings is\n"
+        assert podtap_run("analyze", "a.pcap").stderr == expected
 
     def test_nothing_that_can_be_read_is_not_called_old(self, pipeline: Callable[..., None]) -> None:
         problems = [Problem("a.pcap", None, "empty file")]

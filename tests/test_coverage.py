@@ -379,17 +379,15 @@ def test_drops_alone_make_a_zero_a_lower_bound(tmp_path: Path) -> None:
     assert "0 retransmissions are a lower bound: not all of node-a was captured" in lines
 
 
-def test_a_journal_that_comes_later_is_told(tmp_path: Path) -> None:
-    Node(tmp_path / "root", "node-7").segment(at(0), at(60), each_second(0, 60))
-    lake = lake_of(tmp_path)
-    assert not lake.coverage()["journal_gap"].any()
+def journal_of_a_pod(tmp_path: Path) -> Path:
+    """It saw nothing from 30 to 50."""
     pod = {
         "kind": "Pod",
         "metadata": {"name": "web", "namespace": "shop", "uid": "u"},
         "spec": {"nodeName": "node-7"},
         "status": {"phase": "Running", "startTime": "2026-03-01T14:00:00Z", "podIPs": [{"ip": A}]},
     }
-    journal = write_journal(
+    return write_journal(
         tmp_path / "other",
         [
             JournalRecord("listed", at(0), "Pod", "u", "1", pod),
@@ -401,8 +399,50 @@ def test_a_journal_that_comes_later_is_told(tmp_path: Path) -> None:
             JournalRecord("stopped", at(60)),
         ],
     )
-    enrich(tmp_path / "lake", [str(journal)])
+
+
+BLIND = (None, 30.0, 50.0, "journal")
+
+
+def test_a_journal_that_comes_later_is_told(tmp_path: Path) -> None:
+    Node(tmp_path / "root", "node-7").segment(at(0), at(60), each_second(0, 60))
+    lake = lake_of(tmp_path)
+    assert not lake.coverage()["journal_gap"].any()
+    enrich(tmp_path / "lake", [str(journal_of_a_pod(tmp_path))])
     assert list(open_lake(tmp_path / "lake").coverage()["journal_gap"]) == [30 <= each < 50 for each in range(60)]
+
+
+def test_a_journal_alone_is_analysed_with_what_the_lake_has(tmp_path: Path) -> None:
+    """Its gap is told once, however often it was given."""
+    node = Node(tmp_path / "root", "node-7")
+    node.segment(at(0), at(60), each_second(0, 60))
+    lake_of(tmp_path)
+    journal = str(journal_of_a_pod(tmp_path))
+    for is_new in (True, False):
+        summary = analyze([str(tmp_path / "root")], tmp_path / "lake", metadata=[journal], jobs=1)
+        assert (summary.unchanged, summary.learned) == (True, is_new)
+        lake = open_lake(tmp_path / "lake")
+        assert [row[:4] for row in table(lake)] == [BLIND, ("node-7", 0.0, 60.0, "recorded")]
+        assert "the journal saw nothing" in printed(lake, "retransmits")
+    enrich(tmp_path / "lake", [journal])
+    node.segment(at(60), at(80), each_second(60, 80))
+    analyze([str(tmp_path / "root")], tmp_path / "lake", metadata=[journal], jobs=1)
+    assert [row[:4] for row in table(open_lake(tmp_path / "lake"))] == [BLIND, ("node-7", 0.0, 80.0, "recorded")]
+
+
+def test_what_a_ring_evicted_is_told_though_no_capture_is_new(tmp_path: Path) -> None:
+    node = Node(tmp_path / "root", "node-7")
+    kept = node.segment(at(10), at(20), each_second(10, 20))
+    lake_of(tmp_path, kept)
+    tombstone = Tombstone("x/1", "a", at(50), "quota", None, at(0.2), at(9.7), 20)
+    (node.folder / "tombstones.jsonl").write_bytes(to_json(tombstone))
+    for _ in range(2):
+        assert [row[1:] for row in table(lake_of(tmp_path))] == [
+            (0.2, 10.0, "evicted", False, 20),
+            (10.0, 20.0, "recorded", True, 20),
+        ]
+    node.segment(at(20), at(30), each_second(20, 30))
+    assert table(lake_of(tmp_path))[0][1:] == (0.2, 10.0, "evicted", False, 20)
 
 
 # --- A real agent ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tests import naive_stitch as naive
 
 pytestmark = pytest.mark.kernel
 SEEDS = range(12)
+_MORE = ("orig_ttl", "resp_ttl", "ways", "numbered")
 
 
 def near(choice: np.random.Generator, count: int) -> np.ndarray:
@@ -28,16 +29,19 @@ def flows_and_columns(choice: np.random.Generator) -> tuple[np.ndarray, dict[str
     flows["mask"] = choice.choice([-1, 0, 1, 7], len(flows))
     flows["orig_port"] = choice.integers(1, 3, len(flows))
     flows["resp_port"] = choice.integers(0, 3, len(flows))
+    flows["resp"] = 1
     for name in ("orig_syn", "resp_syn", "orig_first", "resp_first", "orig_row", "resp_row"):
         flows[name] = -1
     count = 60
     columns = {
         "flow": choice.integers(-1, len(flows), count).astype(np.int32),
+        "source": choice.integers(0, 2, count).astype(np.int32),
         "ts": np.sort(choice.integers(0, 1000, count)),
         "src_port": choice.integers(0, 3, count).astype(np.uint16),
         "flags": choice.choice([16, 24, 2, 18, 17, 4], count).astype(np.uint16),
         "seq": near(choice, count),
         **{name: choice.integers(0, 3, count).astype(np.uint32) for name in ("ack", "tsval", "payload", "ip_id")},
+        "ttl": choice.integers(60, 64, count).astype(np.uint8),
         "direction": choice.integers(-1, 2, count).astype(np.int32),
     }
     return flows, columns
@@ -66,7 +70,7 @@ def test_packets_are_chosen(seed: int) -> None:
     high = {number >> 16 for number in resent.tolist()}
     assert all(high & {(seq + k) % 2**32 >> 16 for k in range(length)} for _, _, seq, length, _ in told)
     assert flows[["orig_syn", "resp_syn"]].tolist() == [tuple(pair) for pair in syns]
-    noted = flows[["orig_shape", "resp_shape", "orig_first", "resp_first", "orig_row", "resp_row", "ways"]]
+    noted = flows[["orig_shape", "resp_shape", "orig_first", "resp_first", "orig_row", "resp_row", *_MORE]]
     assert noted.tolist() == [tuple(each) for each in datagrams]
 
 

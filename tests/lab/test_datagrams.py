@@ -1,4 +1,4 @@
-"""Datagrams without an IP id through services: each connection knows its backend, and none a wrong one."""
+"""Datagrams through services: each connection knows its backend, and none a wrong one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from analysis.lake_reader import Lake, open_lake
 from analysis.pipeline import analyze
 from tests.lab import dns
 from tests.lab.captures import Capture
-from tests.lab.conntrack import tracked_connections
+from tests.lab.conntrack import Tracked, tracked_connections
 from tests.lab.greeters import greeters, without_ids
-from tests.lab.lab import Lab, RunningPod
+from tests.lab.lab import Host, Lab, RunningPod
 from tests.lab.tools import needs
 from tests.lab.topology import COREDNS, Pod, Service, Topology
 
@@ -48,30 +48,37 @@ def captured(lab: Lab, folder: Path) -> Iterator[None]:
 
 def analysed(lab: Lab, folder: Path) -> Lake:
     analyze([str(folder / f"{name}.pcap") for name in lab.nodes], folder / "lake")
-    lake = open_lake(folder / "lake")
+    return open_lake(folder / "lake")
+
+
+def without_numbers(lab: Lab, lake: Lake) -> Lake:
     numbered: Any = lake.sql("SELECT DISTINCT src_ip FROM packets WHERE protocol = 'UDP' AND ip_id > 0")
     assert not set(numbered["src_ip"]) & {lab.pod(pod.name).ip for pod in PODS}
     return lake
 
 
 @contextlib.contextmanager
-def asking(pod: RunningPod, ip6: bool = False) -> Iterator[socket.socket]:
-    """A socket of the pod whose datagrams have no IP id."""
-    own = pod.ip6 if ip6 else pod.ip
-    with pod.namespace.entered():
+def asking(
+    host: RunningPod | Host, ip6: bool = False, *, port: int = 0, numbered: bool = False
+) -> Iterator[socket.socket]:
+    """A socket whose datagrams have no IP id, or do if they are IPv4 and `numbered`."""
+    own = host.ip6 if ip6 else host.ip
+    with host.namespace.entered():
         made = socket.socket(socket.AF_INET6 if ip6 else socket.AF_INET, socket.SOCK_DGRAM)
     with made:
         made.settimeout(5)
-        if not ip6:
+        if not ip6 and not numbered:
             without_ids(made)
-        made.bind((own, 0))
+        made.bind((own, port))
         yield made
 
 
 def connections(lake: Lake) -> list[dict[str, Any]]:
     rows: Any = lake.sql(
-        "SELECT orig_ip, orig_port, resp_ip, resp_port, backend_ip, snat_ip, snat_port FROM connections"
-        " WHERE protocol = 'UDP'"
+        "SELECT orig_ip, orig_port, resp_ip, resp_port, backend_ip, backend_port, "
+        "coalesce(snat_ip, orig_ip) AS seen_ip,"
+        " coalesce(snat_port, orig_port) AS seen_port, snat_ip, snat_port"
+        " FROM connections WHERE protocol = 'UDP'"
     ).to_dict("records")
     return list(rows)
 
@@ -97,7 +104,7 @@ def test_every_connection_knows_its_backend(cni: str, proxy: str, tmp_path: Path
                     backend, sender = lab.pod(COREDNS), own.recvfrom(1024)[1]
                     expected.add((*own.getsockname()[:2], *sender[:2], backend.ip6 if ip6 else backend.ip))
         tracked = [each for node in lab.nodes.values() for each in tracked_connections(node.namespace)]
-        lake = analysed(lab, tmp_path)
+        lake = without_numbers(lab, analysed(lab, tmp_path))
         own_ips = {client.ip, client.ip6}
     found = Counter(tuple(row.values())[:5] for row in connections(lake) if row["orig_ip"] in own_ips)
     assert found == Counter(expected)
@@ -130,7 +137,7 @@ def test_one_socket_that_asks_two_servers_at_once_has_two_connections(tmp_path: 
                         for _ in servers:
                             own.recv(1024)
                         expected.update((own.getsockname()[1], server) for server in servers)
-        lake = analysed(lab, tmp_path)
+        lake = without_numbers(lab, analysed(lab, tmp_path))
     rows = [row for row in connections(lake) if row["orig_ip"] == client.ip6]
     of_servers = [row for row in rows if row["resp_ip"] in backends]
     assert Counter((row["orig_port"], row["resp_ip"]) for row in of_servers) == Counter(expected)
@@ -154,7 +161,7 @@ def test_two_clients_behind_one_address_are_not_taken_for_each_other(tmp_path: P
                     for own in (one, other):
                         own.recv(1024)
         tracked = tracked_connections(lab.node("node-a").namespace)
-        lake = analysed(lab, tmp_path)
+        lake = without_numbers(lab, analysed(lab, tmp_path))
     truth = {each.original[:2]: each.reply[2:] for each in tracked if each.original[2] == lab.outside.ip6}
     own_ips = {client.ip6 for client in clients}
     rows = [row for row in connections(lake) if row["orig_ip"] in own_ips]
@@ -163,3 +170,139 @@ def test_two_clients_behind_one_address_are_not_taken_for_each_other(tmp_path: P
     print(f"{len(known)} of {len(rows)} know their address behind the NAT")
     for row in known:
         assert (row["snat_ip"], row["snat_port"]) == truth[row["orig_ip"], row["orig_port"]]
+
+
+# --- Both ends turned ------------------------------------------------------------------------------------------------
+
+TURNED = (
+    Service("open", {"app": "web"}, 80, 8080, kind="NodePort", protocols=("UDP",)),
+    Service("names", {"k8s-app": "kube-dns"}, 53, 53, kind="NodePort", namespace="kube-system", protocols=("UDP",)),
+    Service("self", {"only": "b"}, 80, 8080, protocols=("UDP",)),
+)
+
+
+def as_tracked(tracked: Sequence[Tracked], ports: Container[int | None]) -> Counter[tuple[Any, ...]]:
+    """Rows as of connections(), of what was sent to these ports."""
+    return Counter(
+        (*each.original, *each.reply) for each in tracked if each.protocol == "udp" and each.original[3] in ports
+    )
+
+
+@pytest.mark.parametrize("numbered", [True, False], ids=["ids", "no-ids"])
+@pytest.mark.parametrize(("cni", "proxy"), [*SETUPS, ("flannel-host-gw", "nftables"), ("cilium", "iptables")])
+def test_what_was_turned_at_both_ends_is_one_connection(cni: str, proxy: str, numbered: bool, tmp_path: Path) -> None:
+    """Node ports from outside, whose backend may be on the other node, and a pod that reaches itself."""
+    with (
+        Lab(Topology(pods=PODS, services=TURNED, cni=cni, proxy=proxy, ipv6=True)) as lab,
+        greeters(lab, "web-1", "web-2", numbered=numbered),
+    ):
+        outside, itself, own = lab.outside, lab.pod("web-2"), lab.service("self")
+        query = make_query("web.default.svc.cluster.local", "A", id=7).to_wire()
+        with captured(lab, tmp_path):
+            for number in range(2 * ROUNDS):
+                ip6 = number % 2 == 1
+                node = lab.node(("node-a", "node-b")[number // 2 % 2])
+                ways = [
+                    (outside, node.ip6 if ip6 else node.ip, lab.service("open").node_port, b"?"),
+                    (outside, node.ip6 if ip6 else node.ip, lab.service("names", "kube-system").node_port, query),
+                ]
+                if cni != "cilium":  # there, a pod's word to itself never leaves it
+                    ways.append((itself, own.ip6 if ip6 else own.ip, 80, b"?"))
+                for host, ip, port, words in ways:
+                    with asking(host, ip6, numbered=numbered) as made:
+                        made.sendto(words, (ip, port))
+                        made.recv(1024)
+        tracked = [each for node in lab.nodes.values() for each in tracked_connections(node.namespace)]
+        lake = analysed(lab, tmp_path)
+    ports = {service.node_port for service in lab.services.values()} | {80}
+    told = as_tracked(tracked, ports)
+    found = Counter(tuple(row.values())[:8] for row in connections(lake))
+    print(f"{cni} {proxy}: {found.total()} connections, {told.total()} in conntrack -L")
+    assert found == told
+    assert len({key[4] for key in told}) >= 4 + 2 * (cni != "cilium")
+
+
+@pytest.mark.parametrize("cni", ["flannel", "calico"])
+def test_many_at_once_by_one_node_port_have_no_wrong_backend(cni: str, tmp_path: Path) -> None:
+    """Datagrams without IDs, all of one length; in the same moment, answers of other clients in between."""
+    with (
+        Lab(Topology(pods=PODS, services=TURNED, cni=cni, dns=False)) as lab,
+        greeters(lab, "web-1", "web-2", numbered=False),
+        contextlib.ExitStack() as stack,
+    ):
+        port, ip = lab.service("open").node_port, lab.node("node-a").ip
+        with captured(lab, tmp_path):
+            for _ in range(ROUNDS):
+                asked = [stack.enter_context(asking(lab.outside)) for _ in range(4)]
+                for made in asked:
+                    made.sendto(b"?", (ip, port))
+                for made in asked:
+                    made.recv(1024)
+        told = as_tracked(tracked_connections(lab.node("node-a").namespace), {port})
+        lake = analysed(lab, tmp_path)
+    found = Counter(tuple(row.values())[:8] for row in connections(lake) if row["orig_ip"] == lab.outside.ip)
+    known = Counter({key[:6]: count for key, count in found.items() if key[2] != key[4]})
+    print(f"{cni}: {known.total()} of {found.total()} know their backend")
+    assert known <= Counter({key[:6]: count for key, count in told.items()})
+    assert {key for key in found if key[6] != lab.outside.ip} <= set(told)
+    assert {key[:4] for key in found} == {key[:4] for key in told}
+
+
+def test_what_a_relay_on_the_node_asks_is_another_connection(tmp_path: Path) -> None:
+    """It asks the same words, without IP ids, of a pod: only the TTL tells it from a node port."""
+    with (
+        Lab(Topology(pods=PODS, services=TURNED, cni="calico", ipv6=True, dns=False)) as lab,
+        greeters(lab, "web-1", "web-2", numbered=False),
+    ):
+        node, client, web = lab.node("node-a"), lab.pod("client-1"), lab.pod("web-2")
+        at_node = Host(node.namespace, node.ip, node.ip6)
+        with captured(lab, tmp_path):
+            for number in range(ROUNDS):
+                ip6, host = number % 2 == 1, (lab.outside, client)[number // 2 % 2]
+                with asking(at_node, ip6) as front, asking(at_node, ip6) as back, asking(host, ip6) as own:
+                    own.sendto(b"?", front.getsockname()[:2])
+                    words, sender = front.recvfrom(1024)
+                    back.sendto(words, (web.ip6 if ip6 else web.ip, 8080))
+                    front.sendto(back.recv(1024), sender)
+                    own.recv(1024)
+        rows = connections(analysed(lab, tmp_path))
+    assert {row["resp_ip"] for row in rows} == {node.ip, node.ip6, web.ip, web.ip6}
+    assert [row for row in rows if row["resp_ip"] != row["backend_ip"]] == []
+
+
+# --- Ports that are equal, and no answer -----------------------------------------------------------------------------
+
+SAME = Service("same", {"app": "web"}, 8080, 8080, protocols=("UDP",))
+SILENT = Service("silent", {"app": "web"}, 99, 9999, protocols=("UDP",))
+
+
+@pytest.mark.parametrize("numbered", [True, False], ids=["ids", "no-ids"])
+@pytest.mark.parametrize(("cni", "proxy"), [("flannel", "iptables"), ("flannel", "nftables"), ("calico", "ipvs-model")])
+def test_neither_equal_ports_nor_silence_hide_the_backend(cni: str, proxy: str, numbered: bool, tmp_path: Path) -> None:
+    with (
+        Lab(Topology(pods=PODS, services=(SAME, SILENT), cni=cni, proxy=proxy, ipv6=True, dns=False)) as lab,
+        greeters(lab, "web-1", "web-2", numbered=numbered),
+    ):
+        client, same, silent = lab.pod("client-1"), lab.service("same"), lab.service("silent")
+        with captured(lab, tmp_path):
+            for number in range(ROUNDS):
+                ip6 = number % 2 == 1
+                if number < 2:  # from one port it is one connection
+                    with asking(client, ip6, port=8080, numbered=numbered) as made:
+                        made.sendto(b"?", (same.ip6 if ip6 else same.ip, 8080))
+                        made.recv(1024)
+                with asking(client, ip6, numbered=numbered) as made:
+                    made.sendto(b"?", (silent.ip6 if ip6 else silent.ip, 99))
+        tracked = [each for node in lab.nodes.values() for each in tracked_connections(node.namespace)]
+        lake = analysed(lab, tmp_path)
+        told = as_tracked([each for each in tracked if each.original[2] in services_ips(lab)], {99, 8080})
+    found = Counter(tuple(row.values())[:8] for row in connections(lake))
+    assert found == told
+    paths: Any = lake.sql("SELECT path, return_path FROM connections WHERE orig_port = 8080 AND protocol = 'UDP'")
+    for path, back in paths.itertuples(index=False):
+        assert len(path) >= 2
+        assert path[0] == back[-1]
+
+
+def services_ips(lab: Lab) -> set[str | None]:
+    return {ip for service in lab.services.values() for ip in (service.ip, service.ip6)}
