@@ -87,6 +87,15 @@ def corrected(ts: Integers, node: Integers, offsets: list[Offset]) -> Integers:
     return result
 
 
+def told_by(ts: Integers, offsets: list[Offset]) -> Integers:
+    """Times of the reference node's clock as a node's clock told them, of which these are the offsets."""
+    result = ts.copy()
+    nodes = np.full(len(ts), offsets[0].node)
+    for _ in range(2):  # an offset is known by the time of the node's own clock
+        result = ts + result - corrected(result, nodes, offsets)
+    return result
+
+
 def bounds(node: Integers, offsets: list[Offset]) -> Integers:
     """By how much corrected times of these nodes may be wrong, in nanoseconds: the widest bound of each node."""
     widest = np.zeros(int(node.max(initial=-1)) + 1, np.int64)

@@ -66,6 +66,11 @@ class Stitched:
     located: npt.NDArray[np.int32]
     """For each event what became of the send before it, and of its own if it was the last: as losses.losses()."""
 
+    @property
+    def by_reference(self) -> Integers:
+        """When each flow was first seen, by the reference node's clock."""
+        return corrected(self.facts["first_seen"], self.facts["node"].astype(np.int64), self.offsets)
+
 
 def stitch(root: Path) -> Stitched:
     """What the facts of a lake say together."""

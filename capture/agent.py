@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import signal
@@ -121,6 +122,8 @@ def record(settings: Settings) -> None:
             filter=settings.filter,
             payload=settings.payload,
         )
+        gc.collect()
+        gc.freeze()  # what is there now stays: not to be looked through again and again
         recorder.run(stopping, wake_fd)
         recorder.finish()
         if not recorder.sealing.finish(SEAL_S):
@@ -148,7 +151,7 @@ def _wanted(settings: Settings) -> Wanted:
 
 
 def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
-    source = Source(settings.device, settings.snaplen, settings.ring_bytes)
+    source = Source(settings.device, settings.snaplen, settings.ring_bytes, settings.payload == HEADERS)
     try:
         return Sniffer(source, filtering.program)
     except libpcap.NoDeviceError as error:

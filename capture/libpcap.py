@@ -6,8 +6,10 @@ runs for a packet. Structures and constants are those of pcap/pcap.h, pcap/bpf.h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import socket
 import weakref
@@ -149,6 +151,7 @@ class _Library:
             ("fopencookie", c_void_p, [c_void_p, c_char_p, _Stream]),
             ("fclose", c_int, [c_void_p]),
             ("fflush", c_int, [c_void_p]),
+            ("fwrite", c_int, [c_char_p, c_size_t, c_size_t, c_void_p]),
             ("clearerr", None, [c_void_p]),
             ("setvbuf", c_int, [c_void_p, c_void_p, c_int, c_size_t]),
             ("__fpurge", None, [c_void_p]),
@@ -320,8 +323,8 @@ class Handle:
 class Dumper:
     """Makes a pcap file's bytes of packets, through a buffer of `buffer_bytes`; `sink` takes them, in pieces.
 
-    The sink is called amid dispatch() and in flush(). After it raised, nothing more is given to it until rewind(). The
-    file's header comes with the first flush.
+    The sink is called amid dispatch(), with a full buffer, and in flush(); the buffer begins at a page of memory. After
+    it raised, nothing more is given to it until rewind(). The file's header comes with the first flush.
     """
 
     def __init__(self, handle: Handle, sink: Callable[[memoryview], object], buffer_bytes: int) -> None:
@@ -329,13 +332,17 @@ class Dumper:
         self._sink = sink
         self._given = 0
         self._failure: BaseException | None = None
-        self._stream = _Stream(None, _WRITE(self._write), _SEEK(self._seek), None)
+        self._stream: _Stream | None = _Stream(None, _WRITE(self._write), _SEEK(self._seek), None)
         self._file = self._library.c.fopencookie(None, b"wb", self._stream)
         if not self._file:
             raise OSError(errno.ENOMEM, "no stream")
-        # glibc takes no size without a buffer.
-        self._buffer = ctypes.create_string_buffer(buffer_bytes)
-        self._library.c.setvbuf(self._file, self._buffer, _FULLY_BUFFERED, buffer_bytes)
+        # glibc takes no size without a buffer. Mapped memory begins at a page; to hand large ones to the disk is cheap.
+        memory = mmap.mmap(-1, buffer_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._buffer = memoryview(memory)
+        self._buffer_begin = ctypes.addressof(c_ubyte.from_buffer(self._buffer))
+        self._library.c.setvbuf(self._file, self._buffer_begin, _FULLY_BUFFERED, buffer_bytes)
         self._library.set_locking(self._file, _BY_CALLER)
         self.pointer: int | None = self._library.pcap.pcap_dump_fopen(handle._pointer, self._file)
         if not self.pointer:
@@ -355,29 +362,43 @@ class Dumper:
         if self._failure:
             raise self._failure
 
-    def rewind(self, offset: int) -> None:
-        """Forget what is buffered and what failed, and go on at `offset`."""
+    @property
+    def has_failed(self) -> bool:
+        """Whether the sink raised."""
+        return self._failure is not None
+
+    def rewind(self, offset: int, head: bytes = b"") -> None:
+        """Forget what is buffered and what failed; begin the buffer anew with `head`, which stands at `offset`."""
         self._library.purge(self._file)
         self._library.c.clearerr(self._file)
         self._given = offset
         self._failure = None
+        self._library.c.fwrite(head, 1, len(head), self._file)
 
     def close(self) -> None:
-        """Give up what is not flushed. May be called again."""
+        """Give up what is not flushed, and the buffer's memory. May be called again."""
         self._end()
         self.pointer = None
+        self._stream = None  # which refers to this object: else its memory would wait for the garbage collector
 
     def _write(self, _: object, data: int, size: int) -> int:
         """For C, which can't be raised through."""
         if self._failure:
             return 0
         try:
-            self._sink(memoryview((c_ubyte * size).from_address(data)).cast("B"))
+            self._sink(self._bytes_at(data, size))
         except BaseException as error:
             self._failure = error
             return 0
         self._given += size
         return size
+
+    def _bytes_at(self, data: int, size: int) -> memoryview:
+        begin = data - self._buffer_begin
+        if 0 <= begin <= len(self._buffer) - size:
+            return self._buffer[begin : begin + size]
+        # A packet that the buffer has no room for. An array of each size is a type of its own, and slow to make.
+        return memoryview((c_ubyte * size).from_address(data)).cast("B")
 
     def _seek(self, _: object, offset: Any, whence: int) -> int:
         """Only where it is, which ftell asks for."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from capture import libpcap, log
+from capture.direct_writing import DirectWriting
 from capture.errors import PodtapError
 from capture.ledger import Totals, add_lost, ledger_of
 from capture.libpcap import Handle
@@ -28,15 +29,12 @@ from capture.sealing import Sealing
 from capture.segment_writer import SegmentFacts
 from capture.sniffer import ANY, BATCH, EMPTY_S, SETTLE_S, Sniffer
 
-TICK_S: Final = 0.25
-FLUSH_BYTES: Final = 512 * 1024
+TICK_S: Final = 0.5
 RETRY_S: Final = 1.0
 MOST_CALLS: Final = 64
 """Batches until the loop looks at anything else."""
-MOST_PAUSE_S: Final = 0.025
+MOST_PAUSE_S: Final = 0.1
 """After packets, until it looks for the next ones: to wake up for each block of the ring costs more than to read it."""
-FASTEST: Final = 1.25e9
-"""Bytes a second into the ring, which a pause must not let run over."""
 
 
 @dataclass
@@ -72,6 +70,7 @@ class Recorder:
         """Now and then: the ring leaves room for a whole segment, and looks whether the file is still in its place."""
         self._poller: tuple[int, select.poll] | None = None
         self._base = Totals()
+        self._direct = DirectWriting()
         self._model = Handle.dead(self.sniffer.link_type, self.sniffer.source.snaplen)
 
     # --- The loop ----------------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ class Recorder:
     def run(self, is_stopping: Callable[[], bool], wake_fd: int) -> None:
         """Until is_stopping() holds, which is looked at when `wake_fd` becomes readable, and every TICK_S."""
         next_tick_s = 0.0
-        pause_s = min(MOST_PAUSE_S, self.sniffer.source.ring_bytes / FASTEST)
+        pause_s = min(MOST_PAUSE_S, self.sniffer.source.full_s)
         while not is_stopping():
             self._wait(wake_fd)
             self.beat_s = time.monotonic()
@@ -131,10 +130,10 @@ class Recorder:
                 break
             taken += count
             if file and kept:
-                file.pending += kept
-                if file.buffered_bytes >= FLUSH_BYTES:
+                file.add(kept)
+                if file.has_failed:
                     self._flush()
-                    self._rotate()
+                self._rotate()
             if count < BATCH:
                 break
         return taken
@@ -164,7 +163,7 @@ class Recorder:
         try:
             part = self.ring.open(now_ns)
             try:
-                self._file = PacketFile(part, self._model)
+                self._file = PacketFile(part, self._model, self._direct)
             except OSError:
                 self.ring.discard(part)
                 raise
@@ -183,8 +182,8 @@ class Recorder:
             return
         pending = file.pending
         try:
-            if self._is_room_to_be_made or file.size_bytes >= self.rotation.segment_bytes:
-                self.ring.make_room(file.buffered_bytes)
+            if self._is_room_to_be_made or file.end_bytes >= self.rotation.segment_bytes:
+                self.ring.make_room(file.end_bytes - file.size_bytes)
                 self._is_room_to_be_made = False
             file.flush()
             if self.beat_s < self._retry_s:
@@ -200,7 +199,7 @@ class Recorder:
 
     def _rotate(self) -> None:
         file = self._file
-        if file and self.rotation.is_due(file.size_bytes, self._opened_s, self.beat_s):
+        if file and self.rotation.is_due(file.end_bytes, self._opened_s, self.beat_s):
             self._end_file()
 
     def _end_file(self) -> None:

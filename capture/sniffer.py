@@ -26,6 +26,12 @@ EMPTY_S: Final = 3 * RETIRE_MS / 1000
 """After so long without new packets nothing is in the ring."""
 SETTLE_S: Final = 0.005
 """A packet that was under way when the filter was exchanged is in the ring by then."""
+FASTEST_BYTES: Final = 1.25e9
+FASTEST_PACKETS: Final = 3e6
+"""What may come in a second, at most: a link of 10 Gbit/s, and what a socket takes."""
+RING_HEADER_BYTES: Final = 82
+HEADERS_BYTES: Final = 96
+"""In the ring: before each packet, and what is kept of most where payload is not."""
 BATCH: Final = 4096
 """Packets that are read with one call, at most."""
 
@@ -41,6 +47,14 @@ class Source:
     device: str = ANY
     snaplen: int = libpcap.MOST_SNAPLEN
     ring_bytes: int = 32 * 1024 * 1024
+    headers_only: bool = False
+    """Whether the filter keeps little of most packets."""
+
+    @property
+    def full_s(self) -> float:
+        """So soon may the ring be full, once more comes than a node of today can bring."""
+        kept_bytes = HEADERS_BYTES if self.headers_only else self.snaplen
+        return self.ring_bytes / min(FASTEST_BYTES, FASTEST_PACKETS * (kept_bytes + RING_HEADER_BYTES))
 
 
 class Sniffer:
