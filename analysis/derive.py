@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from analysis import columns, lake
-from analysis.clocks import Offset, corrected
+from analysis.clocks import Offset, corrected, told_by
 from analysis.coverage import NEEDED, coverage_rows
 from analysis.enrich import known_interfaces
-from analysis.identities import Identities, add_identities
+from analysis.identities import Clocks, Identities, add_identities
 from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL, NANOSECONDS
 from analysis.recordings import plain_rows, rows_of
 from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS, Table
@@ -49,39 +49,56 @@ def derive(root: Path, identities: Identities) -> None:
         from analysis.stitched_tables import derived_tables
 
         stitched = stitch(root)
-        stitched.flows = with_interfaces(stitched.flows, list(known_interfaces(root)), identities)
+        stitched.flows = with_interfaces(
+            stitched.flows, list(known_interfaces(root)), identities, stitched.by_reference
+        )
         tables |= derived_tables(stitched)
-        _name_by_both_clocks(root, identities, tables[CLOCKS.name])
-        named = add_identities(identities, "connections", tables["connections"])
+        apart = _apart(tables[CLOCKS.name])
+        _name_by_all_clocks(root, identities, apart)
+        clocks = _clocks_of(apart)
+        named = add_identities(identities, "connections", tables["connections"], other_clocks=clocks)
         tables["connections"] = add_endpoints(identities.endpoints, named)
     lake.derive(root, tables)
 
 
-def _name_by_both_clocks(root: Path, identities: Identities, clocks: pa.Table) -> None:
-    """Names rows of nodes whose clocks are apart from the reference node's by both: where these differ, ambiguously.
-
-    A node's own clock tells when its pods came and went, another one's when others did.
-    """
+def _apart(clocks: pa.Table) -> dict[str, list[Offset]]:
+    """The offsets of each node whose clock names may depend on."""
     offsets: dict[str, list[Offset]] = {}
     for row in plain_rows(clocks):
         told = (row[name] for name in ("start", "end", "offset_ns", "drift_ppb", "bound_ns", "packets"))
         offsets.setdefault(row["node"], []).append(Offset(0, *told))
-    apart = {node: each for node, each in offsets.items() if max(abs(one.offset_ns) for one in each) > APART_NS}
+    return {node: each for node, each in offsets.items() if max(abs(one.offset_ns) for one in each) > APART_NS}
+
+
+def _clocks_of(apart: Mapping[str, list[Offset]], node: str | None = None) -> Clocks:
+    """All clocks but a node's own, of times that this one told; None: that the reference node told."""
+    own = apart.get(node or "", [])
+
+    def by_reference(ts: Integers) -> Integers:
+        return corrected(ts, np.zeros(len(ts), np.int64), own)
+
+    others = [(each, partial(_told_by, by_reference, offsets)) for each, offsets in apart.items() if each != node]
+    return [(None, by_reference), *others] if own else others
+
+
+def _told_by(by_reference: Callable[[Integers], Integers], offsets: list[Offset], ts: Integers) -> Integers:
+    return told_by(by_reference(ts), offsets)
+
+
+def _name_by_all_clocks(root: Path, identities: Identities, apart: Mapping[str, list[Offset]]) -> None:
+    """Names rows, where clocks are apart, by the clock of who saw them, the reference node's, and that of each node
+    that had the address: where these differ, ambiguously.
+
+    When its pods came and went a node's own clock tells, whoever sees their packets.
+    """
     if not apart or identities.is_empty:
         return
 
     def named(table: str, rows: pa.Table, node: str) -> pa.Table:
-        if node not in apart:
-            return rows
-        reference = partial(_by_reference, offsets=apart[node])
-        return add_identities(identities, table, rows, other_clock=reference)
+        return add_identities(identities, table, rows, other_clocks=_clocks_of(apart, node))
 
     batches = "".join(record.batch for record in lake.read_records(root))
     lake.rewrite(root, xxhash.xxh3_64_hexdigest(f"{batches}{apart}".encode()), named, {}, {})
-
-
-def _by_reference(ts: Integers, offsets: list[Offset]) -> Integers:
-    return corrected(ts, np.zeros(len(ts), np.int64), offsets)
 
 
 def coverage_of(root: Path) -> pa.Table:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.int64]
 Networks = Mapping[str, Sequence[Sandbox]]
-Clock = Callable[[Integers], Integers]
-"""Times as another clock told them."""
+Clocks = Sequence[tuple[str | None, Callable[[Integers], Integers]]]
+"""Times as other clocks told them: a node's, which tells when its pods came and went; or one that is asked of all."""
 
 ANSWERS: Final = ("identity", "namespace", "pod", "pod_uid", "workload", "workload_kind", "service", "node")
 
@@ -91,32 +91,32 @@ def add_identities(
     table_name: str,
     table: pa.Table,
     cluster: str | None = None,
-    other_clock: Clock | None = None,
+    other_clocks: Clocks = (),
 ) -> pa.Table:
     """`table` with its identity columns filled or replaced, in the order and types of schemas.TABLES[table_name].
 
     Both sides of a flow are looked up as of its first packet, in `cluster`, unless the table says in which; who was
-    another one by the `other_clock` is ambiguous. Tables without identity columns come back as they are.
+    another one by one of the `other_clocks` is ambiguous. Tables without identity columns come back as they are.
     """
     if table_name not in _SIDES:
         return table
     if "cluster" not in table.column_names:
         table = table.append_column("cluster", _repeated(cluster, len(table)))
-        return _named(identities, table_name, table, cluster, other_clock)
+        return _named(identities, table_name, table, cluster, other_clocks)
     names = table["cluster"].to_pylist()
     clusters = list(dict.fromkeys(names)) or [None]
     if len(clusters) == 1:
-        return _named(identities, table_name, table, clusters[0], other_clock)
+        return _named(identities, table_name, table, clusters[0], other_clocks)
     rows = [np.array([row for row, name in enumerate(names) if name == each]) for each in clusters]
     parts = [
-        _named(identities, table_name, table.take(each), name, other_clock)
+        _named(identities, table_name, table.take(each), name, other_clocks)
         for each, name in zip(rows, clusters, strict=True)
     ]
     return pa.concat_tables(parts).unify_dictionaries().take(np.argsort(np.concatenate(rows)))
 
 
 def _named(
-    identities: Identities, table_name: str, table: pa.Table, cluster: str | None, other_clock: Clock | None
+    identities: Identities, table_name: str, table: pa.Table, cluster: str | None, other_clocks: Clocks
 ) -> pa.Table:
     """The rows of one cluster."""
     time, sides, protocol_of = _SIDES[table_name]
@@ -124,7 +124,7 @@ def _named(
     filled: dict[str, Column] = {name: table[name] for name in table.column_names}
     for side in sides:
         ip, port = table[f"{side}_ip"], table[f"{side}_port"]
-        answers = identities.identify(ip, port, protocol, table[time], cluster, other_clock)
+        answers = identities.identify(ip, port, protocol, table[time], cluster, other_clocks)
         filled.update({f"{side}_{name}": answer for name, answer in answers.items()})
     schema = pa.schema([field for field in schemas.TABLES[table_name].schema if field.name in filled])
     return pa.Table.from_arrays([filled[field.name] for field in schema], schema=schema)
@@ -176,14 +176,14 @@ class Identities:
         protocol: Column,
         ts: Column,
         cluster: str | None = None,
-        other_clock: Clock | None = None,
+        other_clocks: Clocks = (),
     ) -> dict[str, Words]:
         """The owner of each address at its time, one array of schemas.NAME per name in ANSWERS.
 
         Owners in other clusters than `cluster` don't count; None: those of all do. `ip` and `protocol` (in any case)
         are dictionaries of strings, `port` uint16, `ts` timestamp[ns, UTC]; all are of one length, and all but `ts`
-        may be null. An owner of the very port is preferred to one of the address. Who was another one by the
-        `other_clock` is ambiguous.
+        may be null. An owner of the very port is preferred to one of the address. Who was another one by one
+        of the `other_clocks` is ambiguous.
         """
         if not len(self.table):
             return _nobody(len(ip))
@@ -191,8 +191,11 @@ class Identities:
         lookup = self._lookup(cluster)
         asked = _dictionary(ip), _numpy(port, -1), _dictionary(protocol)
         owner = lookup.owners(*asked, nanoseconds)
-        if other_clock:
-            owner[owner != lookup.owners(*asked, other_clock(nanoseconds))] = _AMBIGUOUS
+        for node, clock in other_clocks:
+            rows = lookup.of_node(asked[0], node)
+            some = tuple(each.take(columns.array(rows)) for each in (asked[0], asked[2]))
+            another = lookup.owners(some[0], asked[1][rows], some[1], clock(nanoseconds)[rows])
+            owner[rows[owner[rows] != another]] = _AMBIGUOUS
         return _answers(lookup.names, owner)
 
     def _lookup(self, cluster: str | None) -> _Lookup:
@@ -220,6 +223,10 @@ class _Lookup:
             elif row.protocol in _PROTOCOLS:
                 of_port.append((_port_key(numbers[row.ip], _PROTOCOLS.index(row.protocol), row.port), *interval))
         self._of_address, self._of_port = Timelines(of_address), Timelines(of_port)
+        self._nodes: dict[str | None, npt.NDArray[np.bool_]] = {None: np.ones(len(numbers) + 1, np.bool_)}
+        for row in owners:
+            had = self._nodes.setdefault(row.node, np.zeros(len(numbers) + 1, np.bool_))
+            had[numbers[row.ip]] = True
         self._has_ports = np.zeros(len(numbers) + 1, np.bool_)
         self._has_ports[[_number_of(key) for key, *_ in of_port]] = True
         self.names = _names_table(names)
@@ -239,6 +246,13 @@ class _Lookup:
         nobody = owner == NOBODY
         owner[nobody] = self._fallbacks(ip.dictionary, word[nobody])
         return owner
+
+    def of_node(self, ip: Words, node: str | None) -> Integers:
+        """Which of these addresses a node's pods had at some time; of None, all."""
+        had = self._nodes.get(node)
+        if had is None:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(had[_index_in(ip.dictionary, self._ips)[_numpy(ip.indices, -1)]])
 
     def _fallbacks(self, words: Array, index: Integers) -> Integers:
         """What the addresses are that nobody owns; `index` into `words`, -1 for none."""

@@ -26,17 +26,18 @@ UPLINK: Final = "uplink"
 """A role that says more than its kind: hardware, a bond, or the veth of a node that is a container."""
 
 
-def with_interfaces(flows: pa.Table, rows: Sequence[Row], identities: Identities) -> pa.Table:
+def with_interfaces(flows: pa.Table, rows: Sequence[Row], identities: Identities, by_reference: Integers) -> pa.Table:
     """`flows` (node, interface, first_seen) with `kind` and `pod` (namespace/name) of the interface, null if not known.
 
-    `rows` are of schemas.INTERFACES with their node, times as nanoseconds.
+    `rows` are of schemas.INTERFACES with their node, times as nanoseconds; `by_reference`: first_seen by another clock
+    than the node's, which must not tell another pod.
     """
     addresses = _addresses(rows)
     facts: dict[tuple[str | None, str | None], int] = {}
     owners = [facts.setdefault((_kind(row), addresses.get(_life(row))), len(facts)) for row in rows]
     fact = _facts_at(flows, rows, owners)
     kinds, behind = [kind for kind, _ in facts], [address for _, address in facts]
-    pods = _pods(fact, behind, flows["first_seen"], identities)
+    pods = _pods(fact, behind, flows["first_seen"], identities, by_reference)
     return flows.append_column("kind", columns.some_names(fact, kinds)).append_column("pod", pods)
 
 
@@ -80,7 +81,9 @@ def _facts_at(flows: pa.Table, rows: Sequence[Row], owners: Sequence[int]) -> In
     return found
 
 
-def _pods(fact: Integers, addresses: Sequence[str | None], ts: Any, identities: Identities) -> Any:
+def _pods(
+    fact: Integers, addresses: Sequence[str | None], ts: Any, identities: Identities, by_reference: Integers
+) -> Any:
     """For each flow the pod that has the address behind its interface then."""
     known = np.array([address is not None for address in addresses] + [False])
     at = np.flatnonzero(known[np.where(fact < 0, -1, fact)])
@@ -89,7 +92,8 @@ def _pods(fact: Integers, addresses: Sequence[str | None], ts: Any, identities: 
     if len(at):
         ip = columns.some_names(fact[at], addresses)
         nothing = pa.nulls(len(at), pa.uint16()), columns.some_names(np.full(len(at), -1), [])
-        answers: dict[str, Any] = identities.identify(ip, *nothing, ts.take(columns.array(at)))
+        clocks = [(None, lambda _: by_reference[at])]
+        answers: dict[str, Any] = identities.identify(ip, *nothing, ts.take(columns.array(at)), other_clocks=clocks)
         names = zip(answers["namespace"].to_pylist(), answers["pod"].to_pylist(), strict=True)
         index[at] = [words.setdefault(f"{namespace}/{pod}", len(words)) if pod else -1 for namespace, pod in names]
     return columns.some_names(index, list(words))

@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis import paths_kernels as kernels
+from analysis import rooms
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+NOWHERE: Final = 1 << 20
+"""The position of a flow none of whose packets was seen elsewhere."""
 SEEN: Final = np.dtype(
     [
         ("way", "i8"),  # 2 * connection + 1 if its orig sent the packet
@@ -42,7 +45,7 @@ def seen_packets(sightings: Records, connection: Integers, flipped: Flags) -> Re
     `sightings` are sorted by (key, ts).
     """
     several = np.bincount(connection, minlength=len(connection)) > 1
-    kept = sightings[several[connection[sightings["flow"]]]]
+    kept = rooms.taken(sightings, several[connection[sightings["flow"]]])
     way = 2 * connection[kept["flow"]] + ((kept["sender"] == 1) ^ flipped[kept["flow"]])
     order = np.argsort(way, kind="stable")
     seen = np.empty(len(kept), SEEN)
@@ -55,9 +58,9 @@ def seen_packets(sightings: Records, connection: Integers, flipped: Flags) -> Re
     again = np.append(False, np.diff(place[order]) == 0)[: len(order)]
     repeats = np.zeros(len(seen), np.bool_)
     repeats[order[again | np.append(again[1:], False)]] = True
-    seen, packet = seen[~repeats], packet[~repeats]
+    seen, packet = rooms.taken(seen, ~repeats), packet[~repeats]
     shared = np.bincount(packet, minlength=1)[packet] > 1
-    seen, packet = seen[shared], packet[shared]
+    seen, packet = rooms.taken(seen, shared), packet[shared]
     seen["packet"] = np.cumsum(np.append(False, np.diff(packet) != 0))[: len(packet)]
     return seen
 
@@ -79,22 +82,21 @@ def with_first_datagrams(seen: Records, facts: Records, connection: Integers, fl
         part["way"], part["flow"], part["key"] = way[flow], flow, facts[f"{side}_shape"][flow]
         part["ts"], part["row"] = facts[f"{side}_first"][flow], facts[f"{side}_row"][flow]
         parts.append(part)
-    added = np.concatenate(parts)
+    added = rooms.joined(parts, SEEN)
     if not len(added):
         return seen
-    added = added[np.lexsort((added["row"], added["ts"], added["key"], added["way"]))]
+    added = rooms.taken(added, np.lexsort((added["row"], added["ts"], added["key"], added["way"])))
     packet = np.cumsum(~_same(added, "way", "key")) - 1
     added["packet"] = packet + seen["packet"].max(initial=-1) + 1
-    every = np.concatenate([seen, added[np.bincount(packet)[packet] > 1]])
-    every = every[np.argsort(every["way"], kind="stable")]
+    every = rooms.joined([seen, rooms.taken(added, np.bincount(packet)[packet] > 1)], SEEN)
+    every = rooms.taken(every, np.argsort(every["way"], kind="stable"))
     every["packet"] = np.cumsum(~_same(every, "packet")) - 1
     return every
 
 
 def by_packet(seen: Records) -> Records:
     """SEEN, sorted by packet and time."""
-    ordered: Records = seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
-    return ordered
+    return rooms.taken(seen, np.lexsort((seen["row"], seen["ts"], seen["packet"])))
 
 
 def paths(seen: Records) -> Records:
@@ -103,20 +105,22 @@ def paths(seen: Records) -> Records:
     return steps[: kernels.order(seen, steps)]
 
 
-def hops(seen: Records, steps: Records) -> Records:
-    """HOPs of all packets that two points saw which follow each other on the path."""
-    if not len(steps):
-        return np.empty(0, HOP)
-    code = steps["way"] << 32 | steps["flow"]
-    order = np.argsort(code)
-    wanted = seen["way"] << 32 | seen["flow"]
-    at = np.minimum(np.searchsorted(code, wanted, sorter=order), len(code) - 1)
-    found = code[order[at]] == wanted
-    rows, position = seen[found], steps["position"][order[at[found]]]
-    order = np.lexsort((position, rows["packet"]))
-    rows, position = rows[order], position[order]
+def positions(steps: Records, flows: int) -> Integers:
+    """position[flow, 1] on the path of what orig sends, [flow, 0] of what resp sends; NOWHERE."""
+    position = np.full((flows, 2), NOWHERE)
+    position[steps["flow"], steps["way"] & 1] = steps["position"]
+    return position
+
+
+def hops(seen: Records, position: Integers) -> Records:
+    """HOPs of all packets that two points saw which follow each other on the path. `position`: as positions()."""
+    position = position[seen["flow"], seen["way"] & 1]
+    found = position != NOWHERE
+    rows, position = rooms.taken(seen, found), position[found]
+    order = np.argsort(rows["packet"].astype(np.int64) * NOWHERE + position, kind="stable")
+    rows, position = rooms.taken(rows, order), position[order]
     next_ = (rows["packet"][1:] == rows["packet"][:-1]) & (position[1:] == position[:-1] + 1)
-    one, other = rows[:-1][next_], rows[1:][next_]
+    one, other = rooms.taken(rows[:-1], next_), rooms.taken(rows[1:], next_)
     made = np.empty(len(one), HOP)
     made["way"], made["flow"], made["next_flow"] = one["way"], one["flow"], other["flow"]
     made["latency_ns"] = other["ts"] - one["ts"]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
+from analysis.identities import load_identities
+from analysis.interfaces_seen import with_interfaces
 from analysis.lake_reader import Lake, open_lake
+from analysis.node_rows import interfaces_table
 from analysis.pipeline import analyze
-from capture.contract import Interface, JournalRecord
+from capture.contract import Interface, JournalRecord, Manifest
 from tests.node_recordings import Node, Record, at, write_journal
 
 CLIENT, SERVER = "10.1.0.5", "10.1.1.9"
@@ -157,3 +163,26 @@ def test_without_a_manifest_there_is_the_index_and_no_kind(tmp_path: Path) -> No
     (row,) = lake.report("paths").query("`from` == 'a/if7'").to_dict("records")
     assert (row["to"], pd.isna(row["from_kind"]), pd.isna(row["from_pod"])) == ("a/if2", True, True)
     assert rows(lake, "SELECT path_kinds FROM connections") == [{"path_kinds": [None, None]}]
+
+
+def test_a_pod_that_another_clock_would_not_tell_is_not_told(tmp_path: Path) -> None:
+    for clock, name in (("13:00:00", "old"), ("14:00:00", "new")):
+        pod = {
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "uid": name},
+            "spec": {"nodeName": "a"},
+            "status": {"phase": "Running", "startTime": f"2026-03-01T{clock}Z", "podIPs": [{"ip": CLIENT}]},
+        }
+        path = tmp_path / f"cluster-20260301T{clock.replace(':', '')}Z.json"
+        path.write_text(json.dumps({"kind": "List", "apiVersion": "v1", "items": [pod]}))
+    identities, _ = load_identities([str(tmp_path)])
+    (row,) = interfaces_table(
+        [Manifest("prod", "a", "x", at(-9000), at(60), 276, 0, 0, 0, "", interfaces=interfaces("veth1", CLIENT)[3:])]
+    ).to_pylist()
+    row |= {"node": "a", "start": None, "end": None, "seen_from": at(-9000), "seen_until": at(60)}
+    flows = pa.table(
+        {"node": ["a"], "interface": ["veth1"], "first_seen": pa.array([at(30)], pa.timestamp("ns", tz="UTC"))}
+    )
+    for by_reference, pod_name in ((at(29), "shop/new"), (at(-5000), None)):
+        found = with_interfaces(flows, [row], identities, np.array([by_reference]))
+        assert found["pod"].to_pylist() == [pod_name]
