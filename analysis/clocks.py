@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from analysis import rooms
 from analysis.layout import NANOSECONDS
 
 Records = npt.NDArray[Any]
@@ -50,7 +51,7 @@ class Offset:
 def clock_offsets(seen: Records, node: Integers) -> list[Offset]:
     """The offsets of all nodes that share packets with the first one, directly or by others; of that one, none.
 
-    `seen`: SEEN by the nodes' own clocks; `node`: the node of each flow.
+    `seen`: SEEN by the nodes' own clocks, sorted by (packet, ts); `node`: the node of each flow.
     """
     crossings = _crossings(seen, node)
     found: list[Offset] = []
@@ -108,8 +109,8 @@ CROSSING: Final = np.dtype([("left", "i8"), ("right", "i8"), ("difference", "i8"
 
 def _crossings(seen: Records, node: Integers) -> dict[tuple[int, int], Records]:
     """For each two nodes (left, right) the packets that both saw: time at each, and the difference over the wire."""
-    order = np.lexsort((seen["ts"], node[seen["flow"]], seen["packet"]))
-    rows, nodes = seen[order], node[seen["flow"][order]]
+    order = np.argsort(seen["packet"].astype(np.int64) * (node.max(initial=0) + 1) + node[seen["flow"]], kind="stable")
+    rows, nodes = rooms.taken(seen, order), node[seen["flow"][order]]
     if not len(rows):
         return {}
     begin = np.flatnonzero(np.append(True, (rows["packet"][1:] != rows["packet"][:-1]) | (nodes[1:] != nodes[:-1])))
@@ -124,7 +125,7 @@ def _crossings(seen: Records, node: Integers) -> dict[tuple[int, int], Records]:
             at = (nodes[a] == left) & (nodes[b] == right)
             pairs.setdefault((left, right), []).append(_directed(way[a[at]], first, last, a[at], b[at]))
         step += 1
-    joined = {pair: np.concatenate(parts) for pair, parts in pairs.items()}
+    joined = {pair: rooms.joined(parts, CROSSING) for pair, parts in pairs.items()}
     return {pair: rows for pair, rows in joined.items() if rows["forth"].any() and not rows["forth"].all()}
 
 
@@ -149,7 +150,7 @@ def _directed(way: Integers, first: Integers, last: Integers, a: Integers, b: In
     greatest = np.full(len(connection), -np.inf)
     np.minimum.at(least, place[forth], rows["difference"][forth])
     np.maximum.at(greatest, place[~forth], rows["difference"][~forth])
-    return rows[(both & (least > greatest))[place]]
+    return rooms.taken(rows, (both & (least > greatest))[place])
 
 
 def _fitted(node: int, times: Integers, difference: Integers, forth: npt.NDArray[np.bool_]) -> list[Offset]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from analysis import rooms
 from analysis import sightings_kernels as kernels
 from analysis.datagrams import MOMENT_NS, both_sides, may_be_sides
 from analysis.layout import NANOSECONDS, TCP, UDP
@@ -55,20 +56,22 @@ def connections_of(facts: Records, sightings: Records) -> tuple[Integers, Flags]
 def _same_tuple(facts: Records) -> list[Pairs]:
     """Flows at different points of one Community ID that overlap, unless SYNs differ: (one, other, opposite)."""
     order = np.lexsort((facts["first_seen"], facts["community"]))
-    ordered = facts[order]
+    community = facts["community"][order]
     pairs = []
+    at = np.arange(len(facts))
     for step in range(1, len(np.unique(facts["point"]))):
-        left, right = ordered[:-step], ordered[step:]
-        same = (left["community"] == right["community"]) & (left["point"] != right["point"])
-        if not same.any():
+        at = at[: np.searchsorted(at, len(facts) - step)]
+        at = at[community[at] == community[at + step]]
+        if not len(at):
             break
+        one, other = order[at], order[at + step]
+        left, right = rooms.taken(facts, one), rooms.taken(facts, other)
         slack = np.where(left["node"] == right["node"], NANOSECONDS, SLACK_NS)
-        same &= right["first_seen"] <= left["last_seen"] + slack
+        same = (left["point"] != right["point"]) & (right["first_seen"] <= left["last_seen"] + slack)
         for syn in ("orig_syn", "resp_syn"):
             same &= (left[syn] == right[syn]) | (left[syn] < 0) | (right[syn] < 0)
-        at = np.flatnonzero(same)
-        opposite = _end(left[at], "orig") != _end(right[at], "orig")
-        pairs.append((order[at], order[at + step], opposite.astype(np.uint8)))
+        opposite = _end(left, "orig") != _end(right, "orig")
+        pairs.append((one[same], other[same], opposite[same].astype(np.uint8)))
     return pairs
 
 

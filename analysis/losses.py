@@ -59,9 +59,9 @@ MOST_PASS: Final = 0.5
 
 def points_passed(seen: Records, steps: Records, mask: npt.NDArray[np.int32]) -> Records:
     """The STEPs without the points that most packets of their way do not go past. `mask`: that of each flow's keys."""
-    code = steps["way"] << 32 | steps["flow"]
-    order = np.argsort(code)
-    at = order[np.searchsorted(code, seen["way"] << 32 | seen["flow"], sorter=order)]
+    place = np.zeros((len(mask), 2), np.int64)
+    place[steps["flow"], steps["way"] & 1] = np.arange(len(steps))
+    at = place[seen["flow"], seen["way"] & 1]
     count = int(seen["packet"].max(initial=-1)) + 1
     first, last = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
     np.minimum.at(first, seen["packet"], at)

@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis import paths_kernels as kernels
+from analysis import rooms
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+NOWHERE: Final = 1 << 20
+"""The position of a flow none of whose packets was seen elsewhere."""
 SEEN: Final = np.dtype(
     [
         ("way", "i8"),  # 2 * connection + 1 if its orig sent the packet
@@ -42,23 +45,24 @@ def seen_packets(sightings: Records, connection: Integers, flipped: Flags) -> Re
     `sightings` are sorted by (key, ts).
     """
     several = np.bincount(connection, minlength=len(connection)) > 1
-    kept = sightings[several[connection[sightings["flow"]]]]
-    way = 2 * connection[kept["flow"]] + ((kept["sender"] == 1) ^ flipped[kept["flow"]])
+    at = np.flatnonzero(several[connection[sightings["flow"]]])
+    flow = sightings["flow"][at]
+    way = 2 * connection[flow] + ((sightings["sender"][at] == 1) ^ flipped[flow])
     order = np.argsort(way, kind="stable")
-    seen = np.empty(len(kept), SEEN)
-    seen["way"] = way[order]
-    for name in ("key", "ts", "row", "flow"):
-        seen[name] = kept[name][order]
-    packet = np.cumsum(~_same(seen, "way", "key"))
-    place = packet * len(connection) + seen["flow"]
+    at, way, flow = at[order], way[order], flow[order]
+    packet = np.cumsum(_changes(way, sightings["key"][at]))
+    place = packet * len(connection) + flow
     order = np.argsort(place, kind="stable")
-    again = np.append(False, np.diff(place[order]) == 0)[: len(order)]
-    repeats = np.zeros(len(seen), np.bool_)
-    repeats[order[again | np.append(again[1:], False)]] = True
-    seen, packet = seen[~repeats], packet[~repeats]
-    shared = np.bincount(packet, minlength=1)[packet] > 1
-    seen, packet = seen[shared], packet[shared]
-    seen["packet"] = np.cumsum(np.append(False, np.diff(packet) != 0))[: len(packet)]
+    again = ~_changes(place[order])
+    once = np.ones(len(at), np.bool_)
+    once[order[again | np.append(again[1:], False)[: len(again)]]] = False
+    shared = np.bincount(packet[once], minlength=len(at) + 1)[packet] > 1
+    kept = np.flatnonzero(once & shared)
+    seen = np.empty(len(kept), SEEN)
+    seen["way"], seen["flow"] = way[kept], flow[kept]
+    for name in ("key", "ts", "row"):
+        seen[name] = sightings[name][at[kept]]
+    seen["packet"] = np.cumsum(_changes(packet[kept])) - 1
     return seen
 
 
@@ -79,22 +83,21 @@ def with_first_datagrams(seen: Records, facts: Records, connection: Integers, fl
         part["way"], part["flow"], part["key"] = way[flow], flow, facts[f"{side}_shape"][flow]
         part["ts"], part["row"] = facts[f"{side}_first"][flow], facts[f"{side}_row"][flow]
         parts.append(part)
-    added = np.concatenate(parts)
+    added = rooms.joined(parts, SEEN)
     if not len(added):
         return seen
-    added = added[np.lexsort((added["row"], added["ts"], added["key"], added["way"]))]
-    packet = np.cumsum(~_same(added, "way", "key")) - 1
+    added = rooms.taken(added, np.lexsort((added["row"], added["ts"], added["key"], added["way"])))
+    packet = np.cumsum(_changes(added["way"], added["key"])) - 1
     added["packet"] = packet + seen["packet"].max(initial=-1) + 1
-    every = np.concatenate([seen, added[np.bincount(packet)[packet] > 1]])
-    every = every[np.argsort(every["way"], kind="stable")]
-    every["packet"] = np.cumsum(~_same(every, "packet")) - 1
+    every = rooms.joined([seen, rooms.taken(added, np.bincount(packet)[packet] > 1)], SEEN)
+    every = rooms.taken(every, np.argsort(every["way"], kind="stable"))
+    every["packet"] = np.cumsum(_changes(every["packet"])) - 1
     return every
 
 
 def by_packet(seen: Records) -> Records:
     """SEEN, sorted by packet and time."""
-    ordered: Records = seen[np.lexsort((seen["row"], seen["ts"], seen["packet"]))]
-    return ordered
+    return rooms.taken(seen, np.lexsort((seen["row"], seen["ts"], seen["packet"])))
 
 
 def paths(seen: Records) -> Records:
@@ -103,30 +106,32 @@ def paths(seen: Records) -> Records:
     return steps[: kernels.order(seen, steps)]
 
 
-def hops(seen: Records, steps: Records) -> Records:
-    """HOPs of all packets that two points saw which follow each other on the path."""
-    if not len(steps):
-        return np.empty(0, HOP)
-    code = steps["way"] << 32 | steps["flow"]
-    order = np.argsort(code)
-    wanted = seen["way"] << 32 | seen["flow"]
-    at = np.minimum(np.searchsorted(code, wanted, sorter=order), len(code) - 1)
-    found = code[order[at]] == wanted
-    rows, position = seen[found], steps["position"][order[at[found]]]
-    order = np.lexsort((position, rows["packet"]))
-    rows, position = rows[order], position[order]
+def positions(steps: Records, flows: int) -> Integers:
+    """position[flow, 1] on the path of what orig sends, [flow, 0] of what resp sends; NOWHERE."""
+    position = np.full((flows, 2), NOWHERE)
+    position[steps["flow"], steps["way"] & 1] = steps["position"]
+    return position
+
+
+def hops(seen: Records, position: Integers) -> Records:
+    """HOPs of all packets that two points saw which follow each other on the path. `position`: as positions()."""
+    position = position[seen["flow"], seen["way"] & 1]
+    found = position != NOWHERE
+    rows, position = rooms.taken(seen, found), position[found]
+    order = np.argsort(rows["packet"].astype(np.int64) * NOWHERE + position, kind="stable")
+    rows, position = rooms.taken(rows, order), position[order]
     next_ = (rows["packet"][1:] == rows["packet"][:-1]) & (position[1:] == position[:-1] + 1)
-    one, other = rows[:-1][next_], rows[1:][next_]
+    one, other = rooms.taken(rows[:-1], next_), rooms.taken(rows[1:], next_)
     made = np.empty(len(one), HOP)
     made["way"], made["flow"], made["next_flow"] = one["way"], one["flow"], other["flow"]
     made["latency_ns"] = other["ts"] - one["ts"]
     return made
 
 
-def _same(rows: Records, *names: str) -> Flags:
-    """Whether each row has the same values as the one before it."""
-    same: Flags = np.zeros(len(rows), np.bool_)
-    same[1:] = True
-    for name in names:
-        same[1:] &= rows[name][1:] == rows[name][:-1]
-    return same
+def _changes(*values: npt.NDArray[Any]) -> Flags:
+    """Whether a row begins other values than those of the row before it."""
+    changes: Flags = np.ones(len(values[0]), np.bool_)
+    changes[1:] = False
+    for each in values:
+        changes[1:] |= each[1:] != each[:-1]
+    return changes

@@ -40,6 +40,12 @@ def joined(parts: Sequence[Array], dtype: np.dtype[Any]) -> Array:
     return np.concatenate([np.empty(0, whole), *(part.view(whole) for part in parts)]).view(dtype)
 
 
+def taken(records: Array, at: Array) -> Array:
+    """records[at], copied whole: numpy alone takes each apart, which is many times slower."""
+    found: Array = records.view(np.dtype((np.void, records.itemsize)))[at].view(records.dtype)
+    return found
+
+
 class Ring:
     """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
 

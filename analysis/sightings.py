@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import columns
+from analysis import columns, rooms
 from analysis import sightings_kernels as kernels
 from analysis.columns import PROTOCOL_NAMES
 from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN
@@ -82,6 +82,9 @@ FEW: Final = 4
 """Of a flow of so many packets, all are kept."""
 MOST_THINNED: Final = 63
 
+EACH_LOW_HALF: Final = 0x0F0F0F0F0F0F0F0F
+EACH_LOWEST_BIT: Final = 0x0101010101010101
+
 BUCKET_BITS: Final = 12
 """Sequence numbers are looked up by this many less."""
 
@@ -101,9 +104,12 @@ def uid_numbers(texts: Any) -> npt.NDArray[np.uint64]:
         return np.empty(0, np.uint64)
     _, offsets, digits = texts.buffers()
     begin = np.frombuffer(offsets, np.int32)[texts.offset]
-    digit = np.frombuffer(digits, np.uint8)[begin : begin + 16 * len(texts)].reshape(-1, 16).astype(np.uint64)
-    value = (digit & 15) + 9 * (digit >> 6)
-    found: npt.NDArray[np.uint64] = (value << np.arange(60, -1, -4, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+    eight = np.frombuffer(digits, ">u8", 2 * len(texts), begin).astype(np.uint64)
+    value = (eight & EACH_LOW_HALF) + 9 * (eight >> 6 & EACH_LOWEST_BIT)  # a byte holds a digit, then two, four, eight
+    value = (value | value >> 4) & 0x00FF00FF00FF00FF
+    value = (value | value >> 8) & 0x0000FFFF0000FFFF
+    value = (value | value >> 16) & 0xFFFFFFFF
+    found: npt.NDArray[np.uint64] = value[0::2] << 32 | value[1::2]
     return found
 
 
@@ -161,9 +167,9 @@ def read_packets(
     buckets[resent >> BUCKET_BITS] = True
     order = np.argsort(facts["uid"])
     uids = facts["uid"][order]
-    sightings, carried = [np.empty(0, SIGHTING)], [np.empty(0, CARRIED)]
-    seen, sent, nobody = sightings[0], carried[0], np.empty(0, np.int32)
-    row = 0
+    sightings, carried = rooms.zeros(0, SIGHTING), rooms.zeros(0, CARRIED)
+    seen = sent = row = 0
+    nobody = np.empty(0, np.int32)
     for file in files:
         with pq.ParquetFile(file, read_dictionary=["flow_uid", "direction", "src_ip"]) as source:
             for group in range(source.num_row_groups):
@@ -172,17 +178,19 @@ def read_packets(
                 if "is_copy" in names:
                     flow[columns.plain(table["is_copy"]) == 1] = -1
                 values = [columns.plain(table[name]) for name in _NUMBERS]
-                if len(table) > len(seen):
-                    seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
+                if len(table) > len(nobody):
                     nobody = np.full(len(table), -1, np.int32)
+                if max(seen, sent) + len(table) > len(sightings):
+                    size = rooms.GROWTH * (max(seen, sent) + len(table))
+                    sightings, carried = rooms.grown(sightings, size), rooms.grown(carried, size)
                 sender = _numbered(table["src_ip"].combine_chunks(), number_of) if "src_ip" in names else nobody
                 words: Any = table["direction"].combine_chunks()
                 values.append(columns.plain(words.indices, -1))
-                counts = kernels.sample(flow, sender, *values, _directions(words), row, facts, buckets, seen, sent)
-                sightings.append(seen[: counts[0]].copy())
-                carried.append(sent[: counts[1]].copy())
-                row += len(table)
-    return np.concatenate(sightings), np.concatenate(carried)
+                counts = kernels.sample(
+                    flow, sender, *values, _directions(words), row, facts, buckets, sightings[seen:], carried[sent:]
+                )
+                seen, sent, row = seen + counts[0], sent + counts[1], row + len(table)
+    return sightings[:seen], carried[:sent]
 
 
 def add_questions(facts: Records, dns: pa.Table) -> None:

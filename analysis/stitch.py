@@ -17,22 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis import columns
+from analysis import columns, rooms
 from analysis.clocks import Offset, bounds, clock_offsets, corrected
 from analysis.connections import connections_of
 from analysis.lake import committed_files
 from analysis.layout import UDP
 from analysis.losses import FLOW_CLOCK, events_of, losses, points_passed
-from analysis.paths import by_packet, hops, paths, seen_packets, with_first_datagrams
+from analysis.paths import NOWHERE, by_packet, hops, paths, positions, seen_packets, with_first_datagrams
 from analysis.schemas import NAME, TABLES
 from analysis.sightings import add_questions, flow_facts, numbers, read_packets, uid_numbers
 
 Records = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-NOWHERE: Final = 1 << 20
-"""The position of a flow none of whose packets was seen elsewhere."""
 
 _FLOWS: Final = (
     *("flow_uid", "interface", "encapsulation", "protocol", "first_seen", "last_seen", "community_id", "history"),
@@ -54,7 +51,7 @@ class Stitched:
     flipped: Flags
     """Whether a flow calls orig whom the connection calls resp."""
     position: Integers
-    """position[flow, 1] on the path of what orig sends, [flow, 0] of what resp sends; NOWHERE."""
+    """As paths.positions()."""
     hops: Records
     offsets: list[Offset]
     primary: Integers
@@ -86,7 +83,7 @@ def stitch(root: Path) -> Stitched:
     node = facts["node"].astype(np.int64)
     resent = columns.plain(retransmits["seq"]).astype(np.uint32)
     sightings, carried = read_packets(committed_files(root, "packets"), facts, addresses, resent)
-    sightings = sightings[np.lexsort((sightings["row"], sightings["ts"], sightings["key"]))]
+    sightings = rooms.taken(sightings, np.lexsort((sightings["ts"], sightings["key"])))
     add_questions(facts, _read(root, "dns", _QUESTIONS, _QUESTIONS[:1]))
     connection, flipped = connections_of(facts, sightings)
     seen = seen_packets(sightings, connection, flipped)
@@ -97,8 +94,7 @@ def stitch(root: Path) -> Stitched:
         seen = by_packet(seen)
         carried["ts"] = corrected(carried["ts"], node[carried["flow"]], offsets)
     steps = paths(seen)
-    position = np.full((len(facts), 2), NOWHERE)
-    position[steps["flow"], steps["way"] & 1] = steps["position"]
+    position = positions(steps, len(facts))
     sender_flow = _sender_flows(flows, facts, connection, flipped, position)
     events, ways, flow_ways = _events(retransmits, facts, connection, flipped, sender_flow, offsets)
     points = points_passed(seen, steps, facts["mask"])
@@ -113,7 +109,7 @@ def stitch(root: Path) -> Stitched:
         connection,
         flipped,
         position,
-        hops(seen, steps),
+        hops(seen, position),
         offsets,
         primary,
         sender_flow,
@@ -134,6 +130,7 @@ def _read(root: Path, table: str, names: Sequence[str], order: Sequence[str]) ->
         node = unquote(file.parent.name.partition("=")[2])
         parts.append(rows.append_column("node", columns.repeated(node, len(rows))))
     found = pa.concat_tables(parts)
+    found = found.combine_chunks()
     return found.take(pc.sort_indices(found, sort_keys=[(name, "ascending") for name in order]))
 
 

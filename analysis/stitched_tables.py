@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow.compute as pc
 
 from analysis import columns
 from analysis.clocks import corrected
+from analysis.paths import NOWHERE
 from analysis.schemas import CONNECTIONS, NAME, TABLES
-from analysis.stitch import NOWHERE, Stitched
+from analysis.stitch import Stitched
 
 Integers = npt.NDArray[np.int64]
 
@@ -26,6 +28,10 @@ def derived_tables(stitched: Stitched) -> dict[str, pa.Table]:
 
     `stitched.flows` are those of interfaces_seen.with_interfaces().
     """
+    flows = stitched.flows
+    for name in ("protocol", *_POINT):
+        flows = flows.set_column(flows.schema.get_field_index(name), name, _typed(flows[name], NAME))
+    stitched = replace(stitched, flows=flows)
     return {
         "connections": _connections(stitched),
         "connection_flows": _connection_flows(stitched),
@@ -244,8 +250,7 @@ def _uids(stitched: Stitched, flow: Integers) -> Any:
 
 def _names(stitched: Stitched, name: str, flow: Integers) -> Any:
     """A column of flows as a dictionary, null where `flow` is -1."""
-    words: Any = _typed(stitched.flows[name], NAME)
-    return words.take(columns.array(np.maximum(flow, 0), flow >= 0))
+    return columns.whole(stitched.flows[name]).take(columns.array(np.maximum(flow, 0), flow >= 0))
 
 
 def _senders(way: Integers) -> Any:

@@ -10,8 +10,8 @@ from typing import Final
 
 from capture import log
 from capture.errors import UsageError
-from capture.freezes import add_freeze
 from capture.node_counters import read_counters
+from capture.node_freeze import ELSEWHERE, freeze_node
 from capture.triggers import Trigger
 
 EVERY_S: Final = 5.0
@@ -58,8 +58,9 @@ def sample(folder: Path, triggers: Sequence[Trigger]) -> None:
         if window is None:
             continue
         try:
-            freeze = add_freeze(folder, window.since_ns, window.until_ns, trigger.reason(), BY)
+            done = freeze_node(folder.parents[1], [folder], window, trigger.reason(), BY)
         except OSError as error:
             log.error("a freeze can't be written", reason=trigger.reason(), error=str(error))
         else:
-            log.warning("frozen", id=freeze.id, reason=freeze.reason)
+            journal = f"not frozen: {done.journal_problem}; {ELSEWHERE}" if done.journal_problem else "frozen"
+            log.warning("frozen", id=done.freeze.id, reason=done.freeze.reason, journal=journal)

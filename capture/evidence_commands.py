@@ -70,7 +70,7 @@ def freeze(
     nodes: tuple[str, ...],
 ) -> None:
     """Keep a window's segments on all nodes, also those still to come, and the journal of it, until they are thawed."""
-    from capture.freeze import freeze_journals, freeze_nodes, frozen_nodes, new_freeze
+    from capture.freeze import carry_freezes, freeze_journals, freeze_nodes, frozen_nodes, new_freeze
 
     if not is_list and since is None:
         raise UsageError("give --since, when that begins which is to be kept; or --list")
@@ -82,7 +82,11 @@ def freeze(
     if until <= since:
         raise UsageError("nothing to freeze: --until is not after --since")
     asked = new_freeze(since, until, reason, f"{getpass.getuser()}@{socket.gethostname()}")
-    _show_freeze(asked.id, freeze_nodes(origins, asked), freeze_journals(source.journals(), asked), source.missing)
+    journals = source.journals()
+    results = freeze_nodes(origins, asked)
+    frozen = freeze_journals(journals, asked)
+    _say_carried(carry_freezes(journals, [each for result in results for each in result.listing or []]))
+    _show_freeze(asked.id, results, frozen, source.missing)
 
 
 @click.command(cls=Command)
@@ -171,7 +175,7 @@ def collect(
         output,
         request,
         _say,
-        confirm=_confirm(output, yes, selection.is_all),
+        confirm=_confirm(source, output, yes, selection.is_all),
         find_addresses=_address_finder(source, selection, request),
         bandwidth=bandwidth,
         wait_s=0 if from_folder else SEAL_WAIT_S,
@@ -247,9 +251,11 @@ def _window(since: str, until: str, asked: dict[str, str]) -> Request:
     return Request(since_ns, min(until_ns, now_ns), asked)
 
 
-def _confirm(output: Path, yes: bool, is_all: bool) -> Callable[[Plan], None]:
+def _confirm(source: ClusterSource | FolderSource, output: Path, yes: bool, is_all: bool) -> Callable[[Plan], None]:
     from capture.collect import check_space
+    from capture.freeze import carry_freezes
     from capture.progress import size_text
+    from capture.sources import ClusterSource
 
     def confirm(plan: Plan) -> None:
         about = "about" if is_all else "at most"
@@ -260,6 +266,8 @@ def _confirm(output: Path, yes: bool, is_all: bool) -> Callable[[Plan], None]:
             check_space(output, plan.send_bytes)
         if not yes and sys.stdin.isatty() and sys.stderr.isatty() and not click.confirm("Go on?", True, err=True):
             raise PodtapError("nothing was collected")
+        if isinstance(source, ClusterSource):
+            _say_carried(carry_freezes(source.journals(), plan.all()))
 
     return confirm
 
@@ -318,6 +326,17 @@ def _show_freeze(
     _end(failed, len(results), missing, "frozen")
     if unkept := [each.node for each in journals if each.problem]:
         raise PartialError(f"the journal is not frozen: {', '.join(unkept)}")
+
+
+def _say_carried(results: list[NodeResult]) -> None:
+    """Of freezes that were made on nodes, while the journal could not be asked."""
+    from capture.progress import printable
+
+    for result in results:
+        for line in result.words.splitlines():
+            _say(printable(f"made on a node, and now kept by the journal, too: {line}"))
+        if result.problem:
+            _say(f"{result.node} can't be told of the freezes that were made on nodes: {result.problem}")
 
 
 def _show_frozen(results: list[NodeResult]) -> None:

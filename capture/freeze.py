@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from capture.contract import Freeze
@@ -16,6 +16,9 @@ from capture.sources import AgentOrigin, JournalOrigin
 
 WORKERS = 16
 """Nodes asked at once: an exec costs the API server a connection to the kubelet."""
+
+MOST_CARRIED = 200
+"""Freezes of nodes that the journal is told of: the newest. A node may say anything."""
 
 
 @dataclass
@@ -54,6 +57,14 @@ def freeze_journals(origins: Sequence[JournalOrigin], freeze: Freeze) -> list[No
     return [_result(origin.name, answer) for origin, answer in in_parallel(one, origins, WORKERS)]
 
 
+def carry_freezes(origins: Sequence[JournalOrigin], listings: Iterable[NodeListing]) -> list[NodeResult]:
+    """Has each of the journal's writers keep what tells of the nodes' freezes: some were made without an API server."""
+    freezes = {one["id"]: Freeze(**one) for listing in listings for one in listing.freezes}
+    newest = sorted(freezes.values(), key=lambda one: one.created_ns)[-MOST_CARRIED:]
+    results = in_parallel(lambda origin: origin.adopt(newest), origins if newest else [], WORKERS)
+    return [_worded(origin.name, answer) for origin, answer in results]
+
+
 def frozen_nodes(origins: Sequence[AgentOrigin]) -> list[NodeResult]:
     """What is frozen on each node."""
     results = in_parallel(lambda origin: origin.listing(Window(0, 1)), origins, WORKERS)
@@ -63,12 +74,11 @@ def frozen_nodes(origins: Sequence[AgentOrigin]) -> list[NodeResult]:
 def thaw_nodes(origins: Sequence[AgentOrigin | JournalOrigin], ids: list[str]) -> list[NodeResult]:
     """Lets go on each node, or of the journal; all freezes if there are no ids."""
     results = in_parallel(lambda origin: origin.thaw(ids), origins, WORKERS)
-    return [
-        NodeResult(origin.name, str(answer))
-        if isinstance(answer, PodtapError)
-        else NodeResult(origin.name, words=answer)
-        for origin, answer in results
-    ]
+    return [_worded(origin.name, answer) for origin, answer in results]
+
+
+def _worded(node: str, answer: str | PodtapError) -> NodeResult:
+    return NodeResult(node, str(answer)) if isinstance(answer, PodtapError) else NodeResult(node, words=answer)
 
 
 def _result(node: str, answer: list[NodeListing] | PodtapError) -> NodeResult:

@@ -24,16 +24,21 @@ class JournalGroup(Group):
     """Its commands are imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["freeze", "send", "thaw"]
+        return ["adopt", "freeze", "send", "thaw"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from capture.node_commands import journal_freeze_command, journal_send_command, journal_thaw_command
+        from capture import node_commands
 
-        commands = (journal_freeze_command, journal_send_command, journal_thaw_command)
-        return next((each for each in commands if each.name == cmd_name), None)
+        commands: dict[str, click.Command] = {
+            "adopt": node_commands.journal_adopt_command,
+            "freeze": node_commands.journal_freeze_command,
+            "send": node_commands.journal_send_command,
+            "thaw": node_commands.journal_thaw_command,
+        }
+        return commands.get(cmd_name)
 
 
-@click.group(cls=JournalGroup, invoke_without_command=True, subcommand_metavar="[freeze|send|thaw]")
+@click.group(cls=JournalGroup, invoke_without_command=True, subcommand_metavar="[adopt|freeze|send|thaw]")
 @click.pass_context
 @click.option(
     "--root",

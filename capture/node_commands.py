@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from capture.arguments import PAST, TIME
+from capture.contract import ContractError, Freeze, from_json
 from capture.errors import Command, PodtapError, UsageError
 from capture.freezes import add_freeze, read_freezes, thaw
 from capture.listing import NodeListing
+from capture.node_freeze import ELSEWHERE, freeze_node
 from capture.progress import size_text, table
 from capture.recording import Window, clock_text, node_folders, writer_folders
 from capture.sending import list_node, send_journal, send_recording
@@ -114,8 +116,13 @@ def _thaw_options(command: F) -> F:
 @click.command("freeze", cls=Command)
 @_freeze_options
 def freeze_command(root: Path, **freeze: Any) -> None:
-    """Keep this node's segments of a window until they are thawed; works with the API server down."""
-    _freeze(root, _recorded(root), **freeze)
+    """Keep this node's segments of a window until they are thawed, and the journal of it where that is below the same
+    root; works with the API server down.
+    """
+    if freeze["freeze_id"]:  # whoever froze many nodes freezes the journal, too
+        _freeze(root, _recorded(root), **freeze)
+    else:
+        _freeze_here(root, **freeze)
 
 
 @click.command("freeze", cls=Command)
@@ -125,11 +132,27 @@ def journal_freeze_command(root: Path, **freeze: Any) -> None:
     _freeze(root, _written(root), **freeze)
 
 
+@click.command("adopt", cls=Command)
+@root_option
+@click.argument("freezes", metavar="FREEZE...", nargs=-1)
+def journal_adopt_command(root: Path, freezes: tuple[str, ...]) -> None:
+    """Keep what tells of freezes that were made on nodes, each as JSON; those that are known stay as they are."""
+    try:
+        wanted = [from_json(Freeze, each.encode()) for each in freezes]
+    except ContractError as error:
+        raise UsageError(f"this is no freeze: {error}") from error
+    for folder in _written(root):
+        there = {each.id for each in read_freezes(folder)[0]}
+        for one in wanted:
+            if one.id not in there:
+                _freeze(root, [folder], one.since_ns, one.until_ns, one.reason, one.by, one.id)
+
+
 @click.command("thaw", cls=Command)
 @_thaw_options
 def thaw_command(root: Path, ids: tuple[str, ...], is_all: bool) -> None:
     """Let frozen segments go when it is their turn."""
-    _thaw(_recorded(root), ids, is_all)
+    _thaw(_recorded(root), ids, is_all, writer_folders(root))
 
 
 @click.command("thaw", cls=Command)
@@ -145,10 +168,24 @@ def _freeze(
     for folder in folders:
         freeze = add_freeze(folder, since, until, reason, by, freeze_id)
         freeze_id = freeze.id
-        click.echo(f"{folder.relative_to(root)}: {freeze.id} keeps {clock_text(since)} to {clock_text(until)}")
+        _say_kept(root, folder, freeze)
 
 
-def _thaw(folders: list[Path], ids: tuple[str, ...], is_all: bool) -> None:
+def _freeze_here(root: Path, since: int, until: int, reason: str, by: str, freeze_id: None) -> None:
+    done = freeze_node(root, folders := _recorded(root), Window(since, until), reason, by)
+    for folder in [*folders, *done.writers]:
+        _say_kept(root, folder, done.freeze)
+    if done.journal_problem:
+        click.echo(f"the journal of that time is not frozen: {done.journal_problem}; {ELSEWHERE}", err=True)
+
+
+def _say_kept(root: Path, folder: Path, freeze: Freeze) -> None:
+    when = f"{clock_text(freeze.since_ns)} to {clock_text(freeze.until_ns)}"
+    click.echo(f"{folder.relative_to(root)}: {freeze.id} keeps {when}")
+
+
+def _thaw(folders: list[Path], ids: tuple[str, ...], is_all: bool, writers: Sequence[Path] = ()) -> None:
+    """`writers`: of the journal, which may belong to somebody else."""
     if bool(ids) == is_all:
         raise UsageError("give the freezes' ids, or --all")
     thawed, known = [], set()
@@ -158,6 +195,12 @@ def _thaw(folders: list[Path], ids: tuple[str, ...], is_all: bool) -> None:
         for freeze_id in [each.id for each in freezes] if is_all else ids:
             if thaw(folder, freeze_id):
                 thawed.append(freeze_id)
+    for folder in writers:
+        for freeze_id in thawed:
+            try:
+                thaw(folder, freeze_id)
+            except OSError as error:
+                click.echo(f"{folder} still keeps {freeze_id}: {error.strerror}; podtap journal thaw does it", err=True)
     for freeze_id in dict.fromkeys(thawed):
         click.echo(f"thawed: {freeze_id}")
     if unknown := [each for each in ids if each not in thawed]:

@@ -9,11 +9,12 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from capture.cluster import Cluster, ExecError, PodtapPod
-from capture.contract import JOURNAL, ContractError, Freeze, safe_name
+from capture.contract import JOURNAL, ContractError, Freeze, safe_name, to_json
 from capture.errors import PodtapError
 from capture.listing import NodeListing, parse_listing
 from capture.recording import Window, node_folders
@@ -115,6 +116,16 @@ class JournalOrigin:
 
     def freeze(self, freeze: Freeze) -> None:
         _run(self._stream, _freezing("journal", freeze), len)
+
+    def adopt(self, freezes: Sequence[Freeze]) -> str:
+        """Keeps what tells of these, too; its words on those that it did not know."""
+        words = ""
+        texts = [to_json(each).decode().strip() for each in freezes]
+        while texts:
+            count = max(1, sum(total <= _LONGEST_ARGUMENT for total in accumulate(map(len, texts))))
+            words += _run(self._stream, ["podtap", "journal", "adopt", *texts[:count]], _words)
+            texts = texts[count:]
+        return words
 
     def thaw(self, ids: list[str]) -> str:
         """What became of it, in its words; without ids all are meant."""

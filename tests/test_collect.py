@@ -426,6 +426,54 @@ def test_a_journal_that_can_not_be_frozen_is_told_by_the_exit_code(world: World)
     assert re.search("node-b +frozen", done.stdout)
 
 
+def agent_freeze(world: World) -> str:
+    """On node-a, without an API server; returns its id."""
+    root = world.rings["node-a"].root
+    words = subprocess.run(
+        [PODTAP, "agent", "freeze", "--root", root, *WINDOW, "--reason", "by hand"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"no journal is below {root}" in words.stderr and "podtap collect" in words.stderr
+    return words.stdout.split()[1]
+
+
+def kept_by_journal(world: World) -> set[str]:
+    paths = (world.folder / "disk-of-journal").glob("_journal/*/freezes/*.json")
+    return {from_json(Freeze, path.read_bytes()).id for path in paths}
+
+
+def test_what_a_node_froze_by_itself_is_kept_by_the_journal_from_the_next_freeze_on(world: World) -> None:
+    by_hand = agent_freeze(world)
+    assert kept_by_journal(world) == set()
+    done = world.run("freeze", *WINDOW)
+    assert kept_by_journal(world) == {by_hand, done.stdout.split()[1]}
+    assert done.returncode == 0
+    assert "now kept by the journal" in done.stderr and by_hand in done.stderr
+    assert world.run("thaw", "--all").returncode == 0
+    assert kept_by_journal(world) == set()
+
+
+def test_what_a_node_froze_by_itself_is_kept_by_the_journal_from_the_next_collection_on(world: World) -> None:
+    by_hand = agent_freeze(world)
+    done = world.collect()
+    assert done.returncode == 0 and by_hand in done.stderr
+    assert kept_by_journal(world) == {by_hand}
+    assert "now kept" not in world.run("freeze", *WINDOW).stderr, "it is known already"
+
+
+def test_a_journal_that_can_not_be_told_of_a_nodes_freeze_is_named(world: World) -> None:
+    by_hand = agent_freeze(world)
+    writer = next((world.folder / "disk-of-journal").glob("_journal/*"))
+    (writer / "freezes").write_text("in the way")
+    done = world.collect()
+    assert done.returncode == 0
+    assert "podtap-journal-0 can't be told of the freezes" in done.stderr
+    (writer / "freezes").unlink()
+    assert by_hand in world.run("freeze", *WINDOW).stderr
+
+
 def test_who_may_not_exec_is_told_what_is_needed(tmp_path: Path) -> None:
     with ApiServer(tokens={"secret": "ops"}) as server:
         world = World(tmp_path, server)

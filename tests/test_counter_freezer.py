@@ -50,3 +50,15 @@ def test_a_folder_that_is_gone_does_not_stop_the_agent(tmp_path: Path) -> None:
     trigger = Trigger("tcp_out_segs", -1.0, over_ns=0)
     for _ in range(2):
         sample(tmp_path / "gone" / "node", [trigger])
+
+
+def test_the_journal_below_the_same_root_is_frozen_too(tmp_path: Path) -> None:
+    node, writer = tmp_path / "cluster" / "node", tmp_path / "_journal" / "journal-0"
+    for each in (node, writer):
+        each.mkdir(parents=True)
+    trigger = Trigger("tcp_out_segs", -1.0, over_ns=0)
+    for _ in range(2):
+        sample(node, [trigger])
+    (freeze,), _ = read_freezes(node)
+    (kept,), _ = read_freezes(writer)
+    assert (kept.id, kept.since_ns, kept.reason) == (freeze.id, freeze.since_ns, freeze.reason)
