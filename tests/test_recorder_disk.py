@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import time
@@ -172,3 +173,39 @@ def test_a_disk_that_hangs_makes_it_unready_within_ten_seconds(
         if frozen:
             subprocess.run(["fsfreeze", "-u", disk], check=True)
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def packets_and_drops(folders: list[Path]) -> tuple[int, int]:
+    """Of all segments below, those that were salvaged, too."""
+    manifests = [json.loads(path.read_text()) for folder in folders for path in folder.glob("*/n/[0-9]*/*.json")]
+    dropped = sum(manifest["ledger"][reason] for manifest in manifests for reason in ("kernel", "disk"))
+    return sum(manifest["packets"] for manifest in manifests), dropped
+
+
+def test_what_was_in_a_folder_that_is_moved_away_and_comes_back_counts_once(
+    wire: Wire, start: Callable[..., Agent]
+) -> None:
+    """It is neither lost, nor another agent's: it is salvaged when it is back."""
+    agent = start("-i", "wire", "-G", "2")
+    root, away, aside = agent.root, agent.root.with_name("away"), agent.root.with_name("aside")
+    sent = blast(wire, 1000, 20_000)
+    wait_until_written(agent, sent)
+    root.rename(away)
+    agent.wait_for("packets are dropped until the disk works again")
+    sent += blast(wire, 1000, 20_000)
+    agent.wait_for("the disk works again")
+    sent += blast(wire, 1000, 20_000)
+    wait_until_written(agent, 1)
+    root.rename(aside)
+    away.rename(root)
+    deadline = time.monotonic() + 20
+    while not any(json.loads(path.read_text())["salvaged"] for path in root.glob("*/n/[0-9]*/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert agent.stop() == 0
+    aside.rename(root.with_name("recording"))
+    second = Agent(wire, root.with_name("recording"), "-i", "wire")  # which salvages what is there
+    assert second.stop() == 0
+    packets, dropped = packets_and_drops([root, second.root])
+    assert (packets + dropped, sent) == (sent, sent)
+    assert packets >= 1000
