@@ -45,23 +45,24 @@ def seen_packets(sightings: Records, connection: Integers, flipped: Flags) -> Re
     `sightings` are sorted by (key, ts).
     """
     several = np.bincount(connection, minlength=len(connection)) > 1
-    kept = rooms.taken(sightings, several[connection[sightings["flow"]]])
-    way = 2 * connection[kept["flow"]] + ((kept["sender"] == 1) ^ flipped[kept["flow"]])
+    at = np.flatnonzero(several[connection[sightings["flow"]]])
+    flow = sightings["flow"][at]
+    way = 2 * connection[flow] + ((sightings["sender"][at] == 1) ^ flipped[flow])
     order = np.argsort(way, kind="stable")
-    seen = np.empty(len(kept), SEEN)
-    seen["way"] = way[order]
-    for name in ("key", "ts", "row", "flow"):
-        seen[name] = kept[name][order]
-    packet = np.cumsum(~_same(seen, "way", "key"))
-    place = packet * len(connection) + seen["flow"]
+    at, way, flow = at[order], way[order], flow[order]
+    packet = np.cumsum(_changes(way, sightings["key"][at]))
+    place = packet * len(connection) + flow
     order = np.argsort(place, kind="stable")
-    again = np.append(False, np.diff(place[order]) == 0)[: len(order)]
-    repeats = np.zeros(len(seen), np.bool_)
-    repeats[order[again | np.append(again[1:], False)]] = True
-    seen, packet = rooms.taken(seen, ~repeats), packet[~repeats]
-    shared = np.bincount(packet, minlength=1)[packet] > 1
-    seen, packet = rooms.taken(seen, shared), packet[shared]
-    seen["packet"] = np.cumsum(np.append(False, np.diff(packet) != 0))[: len(packet)]
+    again = ~_changes(place[order])
+    once = np.ones(len(at), np.bool_)
+    once[order[again | np.append(again[1:], False)[: len(again)]]] = False
+    shared = np.bincount(packet[once], minlength=len(at) + 1)[packet] > 1
+    kept = np.flatnonzero(once & shared)
+    seen = np.empty(len(kept), SEEN)
+    seen["way"], seen["flow"] = way[kept], flow[kept]
+    for name in ("key", "ts", "row"):
+        seen[name] = sightings[name][at[kept]]
+    seen["packet"] = np.cumsum(_changes(packet[kept])) - 1
     return seen
 
 
@@ -86,11 +87,11 @@ def with_first_datagrams(seen: Records, facts: Records, connection: Integers, fl
     if not len(added):
         return seen
     added = rooms.taken(added, np.lexsort((added["row"], added["ts"], added["key"], added["way"])))
-    packet = np.cumsum(~_same(added, "way", "key")) - 1
+    packet = np.cumsum(_changes(added["way"], added["key"])) - 1
     added["packet"] = packet + seen["packet"].max(initial=-1) + 1
     every = rooms.joined([seen, rooms.taken(added, np.bincount(packet)[packet] > 1)], SEEN)
     every = rooms.taken(every, np.argsort(every["way"], kind="stable"))
-    every["packet"] = np.cumsum(~_same(every, "packet")) - 1
+    every["packet"] = np.cumsum(_changes(every["packet"])) - 1
     return every
 
 
@@ -127,10 +128,10 @@ def hops(seen: Records, position: Integers) -> Records:
     return made
 
 
-def _same(rows: Records, *names: str) -> Flags:
-    """Whether each row has the same values as the one before it."""
-    same: Flags = np.zeros(len(rows), np.bool_)
-    same[1:] = True
-    for name in names:
-        same[1:] &= rows[name][1:] == rows[name][:-1]
-    return same
+def _changes(*values: npt.NDArray[Any]) -> Flags:
+    """Whether a row begins other values than those of the row before it."""
+    changes: Flags = np.ones(len(values[0]), np.bool_)
+    changes[1:] = False
+    for each in values:
+        changes[1:] |= each[1:] != each[:-1]
+    return changes

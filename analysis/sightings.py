@@ -167,9 +167,9 @@ def read_packets(
     buckets[resent >> BUCKET_BITS] = True
     order = np.argsort(facts["uid"])
     uids = facts["uid"][order]
-    sightings, carried = [np.empty(0, SIGHTING)], [np.empty(0, CARRIED)]
-    seen, sent, nobody = sightings[0], carried[0], np.empty(0, np.int32)
-    row = 0
+    sightings, carried = rooms.zeros(0, SIGHTING), rooms.zeros(0, CARRIED)
+    seen = sent = row = 0
+    nobody = np.empty(0, np.int32)
     for file in files:
         with pq.ParquetFile(file, read_dictionary=["flow_uid", "direction", "src_ip"]) as source:
             for group in range(source.num_row_groups):
@@ -178,17 +178,19 @@ def read_packets(
                 if "is_copy" in names:
                     flow[columns.plain(table["is_copy"]) == 1] = -1
                 values = [columns.plain(table[name]) for name in _NUMBERS]
-                if len(table) > len(seen):
-                    seen, sent = np.empty(len(table), SIGHTING), np.empty(len(table), CARRIED)
+                if len(table) > len(nobody):
                     nobody = np.full(len(table), -1, np.int32)
+                if max(seen, sent) + len(table) > len(sightings):
+                    size = rooms.GROWTH * (max(seen, sent) + len(table))
+                    sightings, carried = rooms.grown(sightings, size), rooms.grown(carried, size)
                 sender = _numbered(table["src_ip"].combine_chunks(), number_of) if "src_ip" in names else nobody
                 words: Any = table["direction"].combine_chunks()
                 values.append(columns.plain(words.indices, -1))
-                counts = kernels.sample(flow, sender, *values, _directions(words), row, facts, buckets, seen, sent)
-                sightings.append(rooms.joined([seen[: counts[0]]], SIGHTING))
-                carried.append(rooms.joined([sent[: counts[1]]], CARRIED))
-                row += len(table)
-    return rooms.joined(sightings, SIGHTING), rooms.joined(carried, CARRIED)
+                counts = kernels.sample(
+                    flow, sender, *values, _directions(words), row, facts, buckets, sightings[seen:], carried[sent:]
+                )
+                seen, sent, row = seen + counts[0], sent + counts[1], row + len(table)
+    return sightings[:seen], carried[:sent]
 
 
 def add_questions(facts: Records, dns: pa.Table) -> None:
