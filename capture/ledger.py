@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from capture.contract import Ledger
@@ -59,6 +59,16 @@ def add_lost(ledger: Ledger, lost: Ledger) -> None:
     ledger.disk += lost.disk + lost.written
     if ledger.interface is not None and lost.interface is not None:
         ledger.interface += lost.interface
+
+
+def gone(ledger: Ledger, is_elsewhere: bool) -> Ledger:
+    """What add_lost() is to be given of a segment that could not be sealed, since somebody removed or moved its data.
+
+    What was moved counts where it comes back.
+    """
+    if not is_elsewhere:
+        return ledger
+    return replace(ledger, accepted=ledger.accepted - ledger.written, written=0)
 
 
 class Unwrapped:

@@ -13,7 +13,7 @@ import os
 import select
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from capture import libpcap, log
@@ -26,7 +26,7 @@ from capture.packet_file import PacketFile
 from capture.ring import Ring
 from capture.rotation import Rotation
 from capture.sealing import Sealing
-from capture.segment_writer import SegmentFacts
+from capture.segment_writer import SegmentFacts, is_removed
 from capture.sniffer import ANY, BATCH, EMPTY_S, SETTLE_S, Sniffer
 
 TICK_S: Final = 0.5
@@ -222,13 +222,21 @@ class Recorder:
         self.sealing.submit(file, facts)
 
     def _abandon(self, file: PacketFile, error: OSError) -> None:
-        """The file is not where it was: what is in it is lost, and counts with the next one."""
-        lost = file.packets + file.pending
+        """The file is not where it was: what is in it is lost, and counts with the next one.
+
+        Where it was only moved, it counts when it is back, and salvaged.
+        """
         self._failing_since_ns = self._failing_since_ns or file.part.opened_ns
         self._file = None
         file.close()
-        with contextlib.suppress(OSError):
-            self.ring.discard(file.part)
+        lost = file.pending
+        if is_removed(file.part):
+            lost += file.packets
+            with contextlib.suppress(OSError):
+                self.ring.discard(file.part)
+        else:
+            self._base = replace(self._base, read=self._base.read + file.packets)
+            self.ring.leave(file.part)
         self._disk_failed(error, lost)
 
     def _disk_failed(self, error: OSError, lost: int) -> None:

@@ -39,6 +39,7 @@ from capture.segment_writer import (
     SegmentFacts,
     commit_data,
     hash_data,
+    is_removed,
     manifest_of,
     node_facts,
     open_part,
@@ -165,6 +166,11 @@ class Ring:
             if part.seq == self._seq:
                 self._seq -= 1  # so that a missing number always means a missing segment
             part.path.unlink(missing_ok=True)
+
+    def leave(self, part: Part) -> None:
+        """Let go of a part that somebody moved: where it comes back, it is salvaged."""
+        with self._lock:
+            self._forget(part)
 
     def close(self) -> None:
         """Let go of the folder, once what runs in the background has ended. What waits is sealed by the next start."""
@@ -295,8 +301,8 @@ class Ring:
             try:
                 self._seal(part, facts)
             except FileNotFoundError:
-                with self._lock:
-                    self._forget(part)
+                part.is_elsewhere = not is_removed(part)
+                self.leave(part)
             except OSError as error:
                 failed.append((part, facts))
                 trouble = error if part is wanted or error.errno in _WHOLE_DISK else trouble

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from capture import log
 from capture.clock import ClockSteps, read_clock
 from capture.contract import Interface, Ledger
+from capture.ledger import gone
 from capture.metrics import SEALED_SEGMENTS, WRITE_ERRORS, Metrics
 from capture.node_counters import read_counters
 from capture.packet_file import PacketFile
@@ -60,7 +61,7 @@ class Sealing:
             try:
                 self._seal(ended)
             except FileNotFoundError as error:
-                self.lost.put(ended.facts.ledger)
+                self.lost.put(gone(ended.facts.ledger, is_elsewhere=ended.file.part.is_elsewhere))
                 log.error("a segment was removed before it was sealed", error=str(error))
             except OSError as error:
                 self._metrics.add(WRITE_ERRORS, 1, _name(error))

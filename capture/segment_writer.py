@@ -35,6 +35,8 @@ class Part:
     """`<YYYYMMDD>/<start_ns>-<seq>`, as contract.stem makes it."""
     opened_ns: int
     """What the clock said; the stem's time is later where the clock jumped back."""
+    is_elsewhere: bool = False
+    """It could not be sealed, since somebody moved it."""
     granted_bytes: int = 0
     """So large may it become before room has to be made again."""
     manifest: Manifest | None = None
@@ -101,6 +103,11 @@ def commit_data(part: Part, size_bytes: int) -> None:
         os.rename(part.path, part.path.with_suffix(""))
         part.path = part.path.with_suffix("")
     sync_folder(part.path.parent)
+
+
+def is_removed(part: Part) -> bool:
+    """Whether it has no name any more; else it was moved, or its folder, or what is mounted there: it may come back."""
+    return os.fstat(part.fd).st_nlink == 0
 
 
 def hash_data(part: Part) -> str:

@@ -23,8 +23,8 @@ from analysis.lake_reader import Lake, open_lake
 from analysis.pipeline import analyze, enrich
 from capture.contract import Bundle, BundleNode, DerivedFrom, JournalRecord, Ledger, Tombstone, to_json
 from podtap import main
+from tests.agents import Agent, blast, numbered, start, wire  # noqa: F401 (fixtures)
 from tests.node_recordings import NANOSECONDS, Node, Record, at, datagram, pcap, write_journal
-from tests.test_recorder import Agent, blast, numbered, start, wire  # noqa: F401 (fixtures)
 from tests.wire import Wire, records
 
 A, B = "10.1.0.5", "10.1.0.6"

@@ -53,7 +53,7 @@ def assign(packets: list[Packet], chunk: int = 1000, **columns: object) -> tuple
         verdicts = np.zeros(len(part), layout.VERDICT)
         verdicts["new_bytes"] = part["payload_length"]
         flows.account(data, part, verdicts)
-    parts = flows.last_rows(3)
+    parts = flows.last_rows(200)
     return made, [row for *part, _ in parts for row in flows_table(*part, ["eth0"]).to_pylist()]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from capture.contract import Ledger
-from capture.ledger import Totals, Unwrapped, add_lost, ledger_of
+from capture.ledger import Totals, Unwrapped, add_lost, gone, ledger_of
 from capture.libpcap import Stats
 from capture.rotation import Rotation
 
@@ -26,6 +26,12 @@ def test_packets_of_a_lost_segment_are_the_disks() -> None:
     add_lost(ledger, Ledger(accepted=9, written=4, kernel=2, disk=1, policy=2, interface=1))
     assert ledger == Ledger(accepted=19, written=10, kernel=2, disk=5, policy=2, interface=2)
     assert ledger.is_balanced
+
+
+def test_of_a_segment_that_was_moved_only_what_was_dropped_is_told_by_another() -> None:
+    lost = Ledger(accepted=9, written=4, kernel=2, disk=1, policy=2, interface=1)
+    assert gone(lost, is_elsewhere=False) == lost
+    assert gone(lost, is_elsewhere=True) == Ledger(accepted=5, written=0, kernel=2, disk=1, policy=2, interface=1)
 
 
 def test_counters_of_32_bits_go_on_over_their_end() -> None:

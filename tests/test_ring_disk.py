@@ -271,8 +271,18 @@ def test_a_part_that_somebody_removed_is_told(ring: Ring) -> None:
         ring.make_room(1)
     with pytest.raises(FileNotFoundError):
         ring.seal(part, facts(data, some))
+    assert not part.is_elsewhere
     record_segment(ring)
     assert len(walk(ring.folder)) == 1
+
+
+def test_a_part_that_somebody_moved_is_told_and_is_not_lost(ring: Ring) -> None:
+    part, data, some = begin(ring)
+    away = part.path.rename(part.path.with_name("away"))
+    with pytest.raises(FileNotFoundError):
+        ring.seal(part, facts(data, some))
+    assert part.is_elsewhere
+    assert away.stat().st_size >= len(data)
 
 
 def test_a_part_that_somebody_replaced_is_told(ring: Ring) -> None:

@@ -114,6 +114,7 @@ def test_a_pod_whose_address_another_one_takes(lab: Lab, table: InterfaceTable) 
     killed_ns = time.time_ns()
     lab.kill_pod("victim")
     eventually(lambda: leading_to(table.now(), victim.ip) == set())
+    eventually(lambda: victim.interface not in {each.name for each in table.now()})
     gone_ns = time.time_ns()
     heir = lab.start_pod(Pod("heir", "node-a"), ip=victim.ip)
     if lab.topology.cni in LEARNT_LATE:
