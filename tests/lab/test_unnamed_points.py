@@ -194,6 +194,8 @@ def test_where_headers_are_cut_nothing_that_was_sent_is_called_a_copy(gso: bool,
             found = retransmitted(lake)
             print(f"gso={gso} ipv6={ipv6} {kind} {length}: {found} retransmitted of {counted}, {copies(lake)} copies")
             assert found == (counted if what == "headers" else 0), (kind, length)
+            notes = completeness(lake, Window()).notes()
+            assert any("without TCP headers" in note for note in notes) == (what == "ports"), (kind, length)
             named, here = (passed(each) for each in (analysed(tmp_path, f"named{length}", "node-a", "node-b"), lake))
             assert all(here.get(key, 0) >= packets for key, packets in named.items()), (kind, length)
             connections = {key[:3] for key in opened(whole)}
