@@ -132,7 +132,8 @@ def completeness(lake: Lake, window: Window) -> Completeness:
     counted = stitched if lake.points is Points.STITCHED else "SELECT flow_uid FROM flows"
     (headless,) = lake.arrow(
         f"""SELECT count(*) AS n FROM flows
-        WHERE protocol = 'TCP' AND history = '' AND {flows_in(window)} AND flow_uid IN ({counted})"""
+        WHERE protocol = 'TCP' AND history = '' AND orig_tcp_segments + resp_tcp_segments = 0
+        AND orig_packets + resp_packets > 0 AND {flows_in(window)} AND flow_uid IN ({counted})"""
     ).to_pylist()
     at = window.overlaps("ts", "ts")
     before = f"losses WHERE verdict = 'before' AND {at}"
