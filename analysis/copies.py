@@ -11,7 +11,8 @@ point. The first time counts; what comes within 100 ms and shows the same is a c
   made, where the capture has one interface: there, packets of that look must come twice as a rule.
 - Without ids (IPv6, SYN-ACK), order tells. The k-th packet of one look is a copy if k alike of another look were
   seen; a look each of whose packets comes n times (a bridge and its port) has its k-th after n times as many. How
-  often that is, the first packet tells (nothing is sent twice within 20 ms of it), later the greater number.
+  often that is, the first packet tells (nothing is sent twice within 20 ms of it), later the greater number. Without
+  timestamps either, some of what is sent again at once may pass for a copy: counts are then a lower bound.
 - Where a snap length left no TCP options, as it may in a tunnel alone, they count for nothing between what has
   them and what has not.
 - Other packets without ids are compared by length and the first 64 bytes of payload. Where these were not captured, one

@@ -21,8 +21,9 @@ def number(flows, count, flow):
 
 
 @inner
-def count_before(seen, begin, end, flows, before):
-    """before[a, b]: how many packets came to a before b. Fills in `flows`, and returns how many there are."""
+def count_before(seen, begin, end, flows, before, first):
+    """before[a, b]: how many packets came to a before b. Fills in `flows`, and when each saw its first packet, and
+    returns how many there are."""
     points = np.int64(0)
     packet_begin = begin
     for i in range(begin, end):
@@ -34,9 +35,11 @@ def count_before(seen, begin, end, flows, before):
                 continue
             b = points
             flows[b] = seen[i]["flow"]
+            first[b] = seen[i]["ts"]
             before[b, : points + 1] = 0
             before[: points + 1, b] = 0
             points += 1
+        first[b] = min(first[b], seen[i]["ts"])
         for k in range(packet_begin, i):
             a = number(flows, points, seen[k]["flow"])
             if a >= 0:
@@ -49,18 +52,20 @@ def order(seen, steps):
     """Writes the points of each way in the order in which most packets pass them; returns how many.
 
     seen: SEEN[n], sorted by packet and time, whose packets are sorted by way; steps: STEP[n]. Of the points that are
-    left comes next which fewest of the others are before.
+    left comes next which fewest of the others are before; of those that saw none of the same packets, as where a snap
+    length cut off TCP's options in a tunnel, the one that saw its first packet first.
     """
     flows = np.empty(MOST_POINTS, np.int32)
     before = np.zeros((MOST_POINTS, MOST_POINTS), np.int64)
     left = np.empty(MOST_POINTS, np.bool_)
+    first = np.empty(MOST_POINTS, np.int64)
     written = 0
     begin = 0
     while begin < len(seen):
         end = begin
         while end < len(seen) and seen[end]["way"] == seen[begin]["way"]:
             end += 1
-        points = count_before(seen, begin, end, flows, before)
+        points = count_before(seen, begin, end, flows, before, first)
         left[:points] = True
         for position in range(points):
             best, fewest = -1, 0
@@ -70,7 +75,7 @@ def order(seen, steps):
                     for a in range(points):
                         if left[a] and before[a, b] > before[b, a]:
                             earlier += 1
-                    if best < 0 or earlier < fewest:
+                    if best < 0 or earlier < fewest or (earlier == fewest and first[b] < first[best]):
                         best, fewest = b, earlier
             left[best] = False
             steps[written]["way"] = seen[begin]["way"]

@@ -87,9 +87,13 @@ def unite(count: int, pairs: Sequence[tuple[int, int, int]]) -> list[tuple[int, 
 
 
 def order(seen: Sequence[Any]) -> list[tuple[int, int, int]]:
-    """(way, flow, position): of the points that are left comes next which fewest of the others are before."""
+    """(way, flow, position): of the points that are left comes next which fewest of the others are before, then which
+    saw a packet first."""
     ways: dict[int, dict[int, list[int]]] = {}
+    first: dict[tuple[int, int], int] = {}
     for row in seen:
+        place = int(row["way"]), int(row["flow"])
+        first[place] = min(int(row["ts"]), first.get(place, int(row["ts"])))
         ways.setdefault(int(row["way"]), {}).setdefault(int(row["packet"]), []).append(int(row["flow"]))
     steps = []
     for way, packets in ways.items():
@@ -101,7 +105,7 @@ def order(seen: Sequence[Any]) -> list[tuple[int, int, int]]:
                     before[earlier, later] += 1
         position = 0
         while left:
-            best = min(left, key=lambda b: sum(before[a, b] > before[b, a] for a in left))
+            best = min(left, key=lambda b: (sum(before[a, b] > before[b, a] for a in left), first[way, b]))
             left.remove(best)
             steps.append((way, best, position))
             position += 1
