@@ -1,7 +1,7 @@
 """Numpy columns to the Arrow columns that schemas.py declares.
 
 Made of buffers: pa.array(), to_numpy() and empty_table() would load pandas first, if that is installed, which takes
-longer than the analysis of a million packets.
+longer than the analysis of a million packets; and cast() all of Arrow's functions, as long as that of 50,000.
 """
 
 from __future__ import annotations
@@ -94,6 +94,13 @@ def plain(column: Any, null: int = 0) -> Values:
         found = np.where(bits, found, dtype.type(null))
     found.flags.writeable = False
     return found
+
+
+def words_of(column: Any) -> list[str | None]:
+    """The words that a dictionary column has, and None if it is null anywhere."""
+    column = whole(column)
+    words = [*column.dictionary.to_pylist(), None]
+    return [words[place] for place in np.unique(plain(column.indices, -1)).tolist()]
 
 
 def names(index: Values, words: Column | Sequence[str | None], validity: pa.Buffer | None = None) -> Column:

@@ -12,6 +12,8 @@ point. The first time counts; what comes within 100 ms and shows the same is a c
 - Without ids (IPv6, SYN-ACK), order tells. The k-th packet of one look is a copy if k alike of another look were
   seen; a look each of whose packets comes n times (a bridge and its port) has its k-th after n times as many. How
   often that is, the first packet tells (nothing is sent twice within 20 ms of it), later the greater number.
+- Where a snap length left no TCP options, as it may in a tunnel alone, they count for nothing between what has
+  them and what has not.
 - Other packets without ids are compared by length and the first 64 bytes of payload. Where these were not captured, one
   look shows each once; so it does in a capture of one interface, unless other packets come twice as a rule.
 

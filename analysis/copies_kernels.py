@@ -21,12 +21,14 @@ from analysis.layout import (
     STARTS_AFRESH,
     SYN,
     TCP,
+    TCP_CUT,
     in_lines,
 )
 from analysis.loads import be64, prefetch
 
 LOGGED = in_lines(
     ("content", "u8"),  # a hash of what each piece of a packet has in common with it
+    ("bare", "u8"),  # of it without TCP options
     ("ts", "i8"),
     ("before", "i8"),  # number of the entry before it of this side, 0 = none
     ("look", "u4"),
@@ -36,9 +38,11 @@ LOGGED = in_lines(
     ("top_ack", "u4"),
     ("ip_id", "u4"),  # 0 = none
     ("nth", "u2"),  # of the packets that are alike: which of them
+    ("nth_bare", "u2"),  # of those that are but for their options; of what is no stream, how many were before
     ("is_first", "u1"),  # as in its lane
     ("is_copy", "u1"),
     ("is_stream", "u1"),  # TCP, of which bytes are compared
+    ("is_cut", "u1"),  # options are missing
 )
 """A packet that may come again."""
 MOST_LOGGED = 1 << 16
@@ -118,13 +122,18 @@ def look_of(p):
 
 
 @hot
-def content_of(p, data, is_stream):
-    """What all cuts of one packet have in common; of what is not cut, all that is known of it but its id."""
+def bare_of(p):
+    """What all cuts of one packet have in common, but for TCP options."""
     kind = np.uint64(p["tcp_flags"] & (SYN | RST | ACK))
-    content = mix(np.uint64(p["tsval"]), np.uint64(p["tsecr"]))
-    content = mix(content, (np.uint64(p["tcp_ack"]) << np.uint64(32)) | (np.uint64(p["tcp_window"]) << np.uint64(8)))
+    return mix(np.uint64(p["tcp_ack"]), (np.uint64(p["tcp_window"]) << np.uint64(16)) | kind)
+
+
+@hot
+def content_of(p, data, bare, is_stream):
+    """What all cuts of one packet have in common; of what is not cut, all that is known of it but its id."""
+    content = mix(mix(bare, np.uint64(p["tsval"])), np.uint64(p["tsecr"]))
     if is_stream:
-        return mix(content, (kind << np.uint64(8)) | np.uint64(p["sack_blocks"]))
+        return mix(content, np.uint64(p["sack_blocks"]))
     content = mix(content, (np.uint64(p["tcp_seq"]) << np.uint64(32)) | np.uint64(p["payload_length"]))
     content = mix(content, (np.uint64(p["tcp_flags"]) << np.uint64(16)) | np.uint64(p["fragment_offset"]))
     at = np.int64(p["payload_offset"])
@@ -202,10 +211,8 @@ def is_cut(offset, length, distance, reaches_end):
 
 
 @hot
-def is_again(e, p, seq, length, content, is_stream):
-    """Whether a packet shows what the entry does, or a cut of it that begins within it."""
-    if e["content"] != content or e["is_stream"] != is_stream:
-        return False
+def is_again(e, p, seq, length, is_stream):
+    """Whether a packet of the same content shows what the entry does, or a cut of it that begins within it."""
     ip_id = max(np.int64(p["ip_id"]), 0)
     if (ip_id == 0) != (e["ip_id"] == 0):
         return False
@@ -224,7 +231,7 @@ def is_again(e, p, seq, length, content, is_stream):
 
 
 @hot
-def log(p, memory, side, content, look, seq, end, nth, is_first, copied, is_stream):
+def log(p, memory, side, content, bare, look, seq, end, nth, nth_bare, is_first, copied, is_stream, is_cut):
     number = memory.counts[LOGGED_SO_FAR] + 1
     memory.counts[LOGGED_SO_FAR] = number
     before = side["newest"]
@@ -236,6 +243,7 @@ def log(p, memory, side, content, look, seq, end, nth, is_first, copied, is_stre
         before = np.int64(0)
     e = memory.logged[number % MOST_LOGGED]
     e["content"] = content
+    e["bare"] = bare
     e["ts"] = p["ts"]
     e["before"] = before
     e["look"] = look
@@ -244,14 +252,22 @@ def log(p, memory, side, content, look, seq, end, nth, is_first, copied, is_stre
     e["top"] = top
     e["top_ack"] = top_ack
     e["ip_id"] = max(np.int64(p["ip_id"]), 0)
-    e["nth"] = min(nth, 0xFFFF)
+    e["nth"] = nth & 0xFFFF
+    e["nth_bare"] = nth_bare & 0xFFFF
     e["is_first"] = is_first
     e["is_copy"] = copied
     e["is_stream"] = is_stream
+    e["is_cut"] = is_cut
     side["newest"] = number
     side["newest_ts"] = p["ts"]
     side["top"] = top
     side["top_ack"] = top_ack
+
+
+@hot
+def is_later(one, other):
+    """Whether the one of two numbers is greater, which are counted modulo 2^16."""
+    return 0 < (np.int64(one) - np.int64(other)) & 0xFFFF < 0x8000
 
 
 @hot
@@ -265,14 +281,16 @@ def is_beyond(p, top, top_ack, seq, length):
 @hot
 def is_copy(p, data, memory, place, point):
     """Whether the packet was seen before; remembers it if it may be needed."""
-    is_stream = np.uint8(p["protocol"] == TCP and p["tcp_analyzable"] == 1 and p["fragment"] == FRAGMENT_NONE)
+    is_stream = np.uint8(p["protocol"] == TCP and p["tcp_analyzable"] != 0 and p["fragment"] == FRAGMENT_NONE)
+    is_cut = np.uint8(is_stream and p["tcp_analyzable"] == TCP_CUT)
     flags = np.int64(p["tcp_flags"])
     length = np.int64(0)
     if is_stream:
         length = np.int64(p["payload_length"]) + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
     seq = np.int64(p["tcp_seq"])
     end = (seq + length) & 0xFFFFFFFF
-    content = content_of(p, data, is_stream)
+    bare = bare_of(p)
+    content = content_of(p, data, bare, is_stream)
     look = look_of(p)
     has_id = p["ip_id"] > 0
     side = memory.sides[place]
@@ -283,7 +301,10 @@ def is_copy(p, data, memory, place, point):
     # interface may have a packet twice because the network made two of it, if that is rare.
     id_tells = point == POINT_MIXED and p["protocol"] != SCTP
     alike = np.int64(0)  # packets like this one that look the same
-    nth = np.int64(0)
+    alike_bare = np.int64(0)  # but for their options
+    nth = np.int64(-1)
+    before = np.int64(0)  # packets like this one that look the same and followed each other within the window
+    nth_bare = np.int64(0)  # of one whose options are there where these are missing, or missing where these are there
     of_first = False
     known = False  # as a copy: it, or one like it, looks different
     at = side["newest"]
@@ -297,10 +318,20 @@ def is_copy(p, data, memory, place, point):
             break
         if is_stream and steps and is_beyond(p, e["top"], e["top_ack"], seq, length):
             break
-        if is_again(e, p, seq, length, content, is_stream):
-            nth = max(nth, np.int64(e["nth"]))
+        crosses = e["is_cut"] != is_cut
+        if e["bare"] != bare or e["is_stream"] != is_stream or not is_again(e, p, seq, length, is_stream):
+            at = e["before"]
+            steps += 1
+            continue
+        alike_bare += np.int64(e["look"] == look)
+        if crosses and not has_id:
+            nth_bare = max(nth_bare, np.int64(e["nth_bare"]))
+        elif crosses or e["content"] == content:
+            nth = np.int64(e["nth"]) if nth < 0 or not is_later(nth, e["nth"]) else nth
             known = known or e["look"] != look or e["is_copy"] == 1
             if e["look"] == look:
+                if not is_stream and not has_id and alike == 0:
+                    before = np.int64(e["nth_bare"]) + 1
                 alike += 1
                 of_first = of_first or (e["is_first"] == 1 and p["ts"] - e["ts"] < MOMENT_NS)
             if has_id and alike:
@@ -319,8 +350,10 @@ def is_copy(p, data, memory, place, point):
         times = times_shown(lane)
         if not is_stream and point == POINT_UNNAMED:
             times = max(times, 1 + (2 * again + new) // (2 * new))
-    mine = np.int64(1) if has_id else 1 + alike // times
-    copied = nth > 0 and (known or id_tells or times > 1 if has_id else mine <= nth)
+    mine = np.int64(1) if has_id else 1 + (alike if is_stream else before) // times
+    mine_bare = 1 + alike_bare // times if is_stream else before
+    copied = nth >= 0 and (known or id_tells or times > 1 if has_id else not is_later(mine, nth))
+    copied = copied or (nth_bare > 0 and mine_bare <= nth_bare)
     repeats = alike > 0 and (copied or has_id)
     count_up(lane, repeats, length)
     if is_stream or has_id:
@@ -328,7 +361,7 @@ def is_copy(p, data, memory, place, point):
     is_first = not lane["has_first"] and not repeats and (length > 0 or not is_stream)
     if is_first:
         lane["has_first"] = 1
-    log(p, memory, side, content, look, seq, end, mine, is_first, copied, is_stream)
+    log(p, memory, side, content, bare, look, seq, end, mine, mine_bare, is_first, copied, is_stream, is_cut)
     return copied
 
 

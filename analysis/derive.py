@@ -115,7 +115,8 @@ def _segments(root: Path) -> Iterator[dict[str, Any]]:
 
 def _read(file: Path, table: Table, names: Sequence[str]) -> pa.Table:
     schema = pa.schema([table.schema.field(name) for name in names])
-    return pq.ParquetFile(file).read(list(names)).select(schema.names).cast(schema)
+    rows = pq.ParquetFile(file).read(list(names)).select(schema.names)
+    return rows if rows.schema.equals(schema) else rows.cast(schema)  # which takes a while the first time
 
 
 def _has_several_points(root: Path) -> bool:
@@ -125,7 +126,7 @@ def _has_several_points(root: Path) -> bool:
         with pq.ParquetFile(file) as source:
             for group in range(source.num_row_groups):
                 names = source.read_row_group(group, ["interface", "encapsulation"])
-                words = (names[name].unique().to_pylist() for name in names.column_names)
+                words = (columns.words_of(names[name]) for name in names.column_names)
                 points |= set(itertools.product([file.parent.name], *words))
                 if len(points) > 1:
                     return True

@@ -310,6 +310,8 @@ def _table(table: Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 def _plain(column: Any) -> list[Any]:
     """Words, and times as nanoseconds."""
+    if not len(column):
+        return []
     if pa.types.is_dictionary(column.type):
         column = column.cast(pa.string())
     elif pa.types.is_timestamp(column.type):

@@ -66,7 +66,7 @@ PACKET: Final = in_lines(
     ("has_ports", "u1"),
     ("has_timestamps", "u1"),
     ("sack_blocks", "u1"),
-    ("tcp_analyzable", "u1"),  # header whole and lengths make sense: Wireshark's condition for sequence analysis
+    ("tcp_analyzable", "u1"),  # TCP_*
     ("from_a", "u1"),  # 1 = sent by the smaller end of the 5-tuple; set by flows.py
     ("from_orig", "u1"),  # 1 = sent by the flow's orig; set by flows.py
     ("is_copy", "u1"),  # set by copies.py
@@ -116,6 +116,9 @@ PACKET: Final = in_lines(
     ("quote_end", "i4"),
     ("sack_offset", "i4"),  # of the first SACK block in the chunk's data
 )
+
+TCP_WHOLE: Final = 1  # header there and lengths make sense: Wireshark's condition for sequence analysis
+TCP_CUT: Final = 2  # so, but for the end of the options
 
 STARTS_NOTHING: Final = 0
 STARTS_AFRESH: Final = 1  # a new flow

@@ -74,6 +74,8 @@ from analysis.layout import (
     NETWORK_SKIPPED,
     SCTP,
     TCP,
+    TCP_CUT,
+    TCP_WHOLE,
     UDP,
 )
 from analysis.loads import be16, be32, be64
@@ -383,7 +385,7 @@ def decode_tcp(data, p, at, end, wire):
     if header < 20 or header > wire:
         p["malformed"] = MALFORMED_TCP
         return
-    p["tcp_analyzable"] = 1
+    p["tcp_analyzable"] = TCP_WHOLE if at + header <= end else TCP_CUT
     p["payload_length"] = wire - header
     p["payload_offset"] = at + header
     p["payload_captured"] = max(0, min(end - at, wire) - header)
@@ -657,7 +659,7 @@ def decode_plain_tcp(data, p, at, end, wire):
     p["tcp_ack"] = be32(data, tcp + 8)
     p["tcp_flags"] = be16(data, tcp + 12) & 0x0FFF
     p["tcp_window"] = be16(data, tcp + 14)
-    p["tcp_analyzable"] = 1
+    p["tcp_analyzable"] = TCP_WHOLE
     p["payload_length"] = payload
     p["payload_offset"] = tcp + header
     p["payload_captured"] = min(end - tcp - header, payload)

@@ -28,7 +28,7 @@ from analysis.derive import derive
 from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, known_interfaces, learn
-from analysis.errors import Problem
+from analysis.errors import PodtapError, Problem
 from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.journals import journals_of_recordings
@@ -122,6 +122,8 @@ def analyze(
     summary = Summary(root, len(segments), problems=[*problems, *told_problems, *metadata_problems])
     lake.settle(root)
     records = lake.read_records(root)
+    if not segments and not problems and not records:
+        raise PodtapError(f"no captures in {', '.join(inputs)}, and no lake at {root} that a journal could be added to")
     identities = known_identities(root)
     is_learning = not found.is_empty or bool(told.interfaces and not identities.is_empty)
     if is_learning:

@@ -44,7 +44,7 @@ def plain_rows(table: pa.Table) -> list[Row]:
     """Rows of a table, times as nanoseconds."""
     for place, column in enumerate(table.schema):
         if column.type == TIME:
-            table = table.set_column(place, column.name, table[column.name].cast(pa.int64()))
+            table = table.set_column(place, column.name, columns.whole(table[column.name]).view(pa.int64()))
     return table.to_pylist()
 
 

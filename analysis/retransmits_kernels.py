@@ -51,6 +51,7 @@ from analysis.layout import (
     STARTS_AFRESH,
     SYN,
     TCP,
+    TCP_WHOLE,
     WIRESHARK_NOTHING,
     in_lines,
 )
@@ -497,7 +498,8 @@ def learn_offer(p, me, you):
     """MSS, window scale and window that the packet's sender offers."""
     flags = p["tcp_flags"]
     if flags & SYN:
-        me["mss"] = p["tcp_mss"] if p["tcp_mss"] else 536  # RFC 9293, section 3.7.1
+        none = 536 if p["tcp_analyzable"] == TCP_WHOLE else 0  # RFC 9293, section 3.7.1
+        me["mss"] = p["tcp_mss"] if p["tcp_mss"] else none
         me["window_scale"] = p["tcp_window_scale"]
         me["seen_syn"] = 1
     shift = 0

@@ -412,7 +412,7 @@ CONNECTIONS: Final = Table(
         Column("endpoint", NAME, "what the backend was to the service at first_seen, as EndpointSlices tell: ready, terminating, not_ready, removed (no endpoint any more), not_yet (none, as far as was seen, but later), never (as far as was seen), or unknown (the journal did not see it, or can't tell)", null="not to a service and its backend, as far as was seen; without a service's address: the backend was no endpoint of any, or a node opened it, as for probes"),
         Column("endpoint_of", NAME, "the service, as namespace/name; without a service's address, one of which the backend is an endpoint: of several the best, then the first by name", null="endpoint is null"),
         Column("endpoint_pod", NAME, "the pod that was the endpoint", null="endpoint is null, never or unknown, or was not a pod"),
-        Column("endpoint_removed_ns", pa.int64(), "how long before first_seen the journal heard that the endpoint was removed", "ns", null="endpoint is not removed, or nobody saw when: that was in a gap of the journal, or one came after"),
+        Column("endpoint_removed_ns", pa.int64(), "how long before first_seen the journal heard that the endpoint was removed, by its clock", "ns", null="endpoint is not removed, or nobody saw when: that was in a gap of the journal, or one came after"),
     ),
     time=None,
 )

@@ -27,7 +27,7 @@ from analysis.errors import PodtapError, Problem, UsageError
 from analysis.manifests import InterfaceNames, Place, names_without_manifest, place_of, read_manifest
 from analysis.pcap import Interface, PcapFramer
 from analysis.pcapng import PcapngFramer
-from capture.contract import PART, Manifest
+from capture.contract import JOURNAL, PART, Manifest
 
 Room: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
 CHUNK_BYTES: Final = 4 << 20
@@ -237,7 +237,8 @@ def find_segments(inputs: Sequence[str]) -> tuple[list[Segment], list[Problem]]:
 
     Files whose first packet isn't known (none in it, or a pipe) come last; equal times are ordered by path, numbers
     in it as numbers. A file given twice counts once. What can't be read or is no capture becomes a Problem. Raises
-    UsageError for an input that does not exist, PodtapError for a folder that holds no file that may be a capture.
+    UsageError for an input that does not exist, PodtapError for a folder that holds neither a file that may be a
+    capture nor a journal.
     """
     found: list[Segment] = []
     paths, problems = _expand(inputs)
@@ -272,13 +273,15 @@ def _walk(folder: str, problems: list[Problem]) -> list[str]:
     """Files below `folder` that may be captures; what can't be listed is added to `problems`."""
     paths: list[str] = []
     closed: list[Problem] = []
+    has_journal = False
     for parent, folders, files in os.walk(
         folder, onerror=lambda error: closed.append(Problem(error.filename, None, _why(error)))
     ):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        has_journal = has_journal or os.path.basename(os.path.normpath(parent)) == JOURNAL
         paths += [os.path.join(parent, f) for f in sorted(files) if _may_be_capture(f)]
     paths = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]  # no pipes, no sockets
-    if not paths and not closed:
+    if not paths and not closed and not has_journal:
         raise PodtapError(f"{folder}: no captures in this folder")
     problems += closed
     return paths

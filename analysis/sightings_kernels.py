@@ -97,6 +97,8 @@ def sample(
         sender = np.uint8(is_by_orig(facts, src_port[i], source[i]))
         decisive = np.uint8(1)
         if facts["protocol"] == TCP:
+            if flags[i] == 0:  # of its header there are the ports at most
+                continue
             length = payload[i] + np.uint32((flags[i] & (SYN | FIN)) != 0)
             if length:
                 first, last = np.int64(seq[i] >> shift), np.int64((np.int64(seq[i]) + length - 1) >> shift)

@@ -9,6 +9,7 @@ from typing import Any
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 TCP, SCTP = 6, 132
+TCP_CUT = 2
 MILLISECOND = 1_000_000
 
 
@@ -18,7 +19,9 @@ class Shown:
 
     ts: int
     look: Any
+    bare: Any
     content: Any
+    is_cut: bool
     is_stream: bool
     seq: int
     length: int
@@ -26,6 +29,8 @@ class Shown:
     ip_id: int
     ack: int
     nth: int = 1
+    nth_bare: int = 1
+    before: int = 0
     is_first: bool = False
     is_copy: bool = False
 
@@ -66,7 +71,11 @@ def copies(packets: Iterable[Any], data: bytes, mixed: bool) -> list[bool]:
 def _is_copy(p: Any, data: bytes, side: Side, counted: dict[bool, int], mixed: bool) -> bool:
     now = _shown(p, data)
     recent = _recent(side.shown, now)
-    same = [each for each in recent if _shows_again(each, now)]
+    like = [each for each in recent if _shows_again(each, now)]
+    crossing = [each for each in like if each.is_cut != now.is_cut]
+    same = [each for each in like if each.content == now.content and each.is_cut == now.is_cut]
+    if now.ip_id:
+        same = [each for each in like if each in same or each in crossing]
     if now.ip_id:  # nothing but the last that looks so, and what came after it, says more
         looking_so = [place for place, each in enumerate(same) if each.look == now.look]
         same = same[looking_so[-1] :] if looking_so else same
@@ -84,8 +93,12 @@ def _is_copy(p: Any, data: bytes, side: Side, counted: dict[bool, int], mixed: b
         known = any(each.look != now.look or each.is_copy for each in same)
         now.is_copy = bool(same) and (known or (mixed and p["protocol"] != SCTP) or times > 1)
     else:
-        now.nth = 1 + len(alike) // times
+        if alike and not now.is_stream:
+            now.before = alike[-1].before + 1
+        now.nth = 1 + (len(alike) if now.is_stream else now.before) // times
+        now.nth_bare = 1 + sum(each.look == now.look for each in like) // times
         now.is_copy = bool(same) and now.nth <= max(each.nth for each in same)
+        now.is_copy |= bool(crossing) and now.nth_bare <= max(each.nth_bare for each in crossing)
     repeats = bool(alike) and (now.is_copy or now.ip_id > 0)
     (lane.known if repeats else lane.new).append(now.length + 1)
     if now.is_stream or now.ip_id:
@@ -99,9 +112,10 @@ def _is_copy(p: Any, data: bytes, side: Side, counted: dict[bool, int], mixed: b
 def _shown(p: Any, data: bytes) -> Shown:
     flags = int(p["tcp_flags"])
     is_stream = bool(p["protocol"] == TCP and p["tcp_analyzable"] and not p["fragment"])
-    content: tuple[Any, ...] = tuple(int(p[name]) for name in ("tsval", "tsecr", "tcp_ack", "tcp_window"))
+    bare = (int(p["tcp_ack"]), int(p["tcp_window"]), flags & (SYN | RST | ACK))
+    content: tuple[Any, ...] = (*bare, *(int(p[name]) for name in ("tsval", "tsecr")))
     if is_stream:
-        content = (*content, flags & (SYN | RST | ACK), int(p["sack_blocks"]))
+        content = (*content, int(p["sack_blocks"]))
     else:
         names = ("tcp_seq", "payload_length", "tcp_flags", "fragment_offset")
         begin = int(p["payload_offset"])
@@ -109,7 +123,9 @@ def _shown(p: Any, data: bytes) -> Shown:
     return Shown(
         ts=int(p["ts"]),
         look=tuple(int(p[name]) for name in ("l2_source", "ttl", "encapsulation", "direction", "vlan")),
+        bare=bare,
         content=content,
+        is_cut=is_stream and p["tcp_analyzable"] == TCP_CUT,
         is_stream=is_stream,
         seq=int(p["tcp_seq"]),
         length=int(p["payload_length"]) + bool(flags & SYN) + bool(flags & FIN) if is_stream else 0,
@@ -141,7 +157,7 @@ def _after(shown: Shown, number: int) -> int:
 
 
 def _shows_again(before: Shown, now: Shown) -> bool:
-    if (before.content, before.is_stream, before.ip_id > 0) != (now.content, now.is_stream, now.ip_id > 0):
+    if (before.bare, before.is_stream, before.ip_id > 0) != (now.bare, now.is_stream, now.ip_id > 0):
         return False
     if not now.is_stream:
         return before.ip_id == now.ip_id

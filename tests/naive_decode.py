@@ -379,7 +379,9 @@ def _tcp(packet: Fields, rest: Rest) -> None:
     header = (word >> 12) * 4
     if header < 20 or header > rest.wire:
         raise _malformed(packet, layout.MALFORMED_TCP)
-    packet |= {"tcp_analyzable": 1, "payload_length": rest.wire - header, "payload_offset": rest.at + header}
+    is_cut = rest.captured() < header
+    packet |= {"tcp_analyzable": layout.TCP_CUT if is_cut else layout.TCP_WHOLE}
+    packet |= {"payload_length": rest.wire - header, "payload_offset": rest.at + header}
     packet["payload_captured"] = max(0, rest.captured() - header)
     options = Rest(rest.data, rest.at + 20, min(rest.at + header, rest.end), header - 20)
     _tcp_options(packet, options)

@@ -38,6 +38,8 @@ def sample(
         if flow["orig_port"] == flow["resp_port"] and packet["source"] != flow["orig"]:
             by_orig = 0
         place = (packet["ts"], number, packet["flow"], by_orig)
+        if flow["protocol"] == 6 and not flags:
+            continue
         if flow["protocol"] == 6:
             length = packet["payload"] + bool(flags & (SYN | FIN))
             if any((number - packet["seq"]) % (1 << 32) < length for number in resent):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from analysis.errors import UsageError
+from analysis.errors import PodtapError, UsageError
 from analysis.lake_reader import Lake, open_lake
 from analysis.pipeline import analyze, enrich
 from capture.contract import Bundle, BundleNode, DerivedFrom, JournalRecord, Ledger, Tombstone, to_json
@@ -428,6 +428,19 @@ def test_a_journal_alone_is_analysed_with_what_the_lake_has(tmp_path: Path) -> N
     node.segment(at(60), at(80), each_second(60, 80))
     analyze([str(tmp_path / "root")], tmp_path / "lake", metadata=[journal], jobs=1)
     assert [row[:4] for row in table(open_lake(tmp_path / "lake"))] == [BLIND, ("node-7", 0.0, 80.0, "recorded")]
+
+
+def test_a_journal_is_all_that_is_given(tmp_path: Path) -> None:
+    Node(tmp_path / "root", "node-7").segment(at(0), at(60), each_second(0, 60))
+    journal_of_a_pod(tmp_path)
+    other = str(tmp_path / "other")
+    with pytest.raises(PodtapError, match=r"no captures in .*, and no lake"):
+        analyze([other], tmp_path / "lake", jobs=1)
+    lake_of(tmp_path)
+    summary = analyze([other], tmp_path / "lake", jobs=1)
+    assert (summary.unchanged, summary.learned) == (True, True)
+    lake = open_lake(tmp_path / "lake")
+    assert [row[:4] for row in table(lake)] == [BLIND, ("node-7", 0.0, 60.0, "recorded")]
 
 
 def test_what_a_ring_evicted_is_told_though_no_capture_is_new(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def flows_and_columns(choice: np.random.Generator) -> tuple[np.ndarray, dict[str
         "source": choice.integers(0, 2, count).astype(np.int32),
         "ts": np.sort(choice.integers(0, 1000, count)),
         "src_port": choice.integers(0, 3, count).astype(np.uint16),
-        "flags": choice.choice([16, 24, 2, 18, 17, 4], count).astype(np.uint16),
+        "flags": choice.choice([16, 24, 2, 18, 17, 4, 0], count).astype(np.uint16),
         "seq": near(choice, count),
         **{name: choice.integers(0, 3, count).astype(np.uint32) for name in ("ack", "tsval", "payload", "ip_id")},
         "ttl": choice.integers(60, 64, count).astype(np.uint8),

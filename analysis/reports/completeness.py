@@ -46,6 +46,8 @@ class Completeness:
     problems: tuple[str, ...]
     missed_share: float | None
     """Share of TCP bytes that were acknowledged but never captured; None without TCP bytes."""
+    headless: int
+    """TCP connections of whose headers the snap length left the ports alone."""
     unseen: int
     """Retransmissions of data that no point had seen before: they were lost before the first one."""
     has_names: bool
@@ -64,6 +66,11 @@ class Completeness:
             notes.append(f"{what} without interface names: {self._copies()}, and paths within a node can't be told")
         if self.missed_share is not None and self.missed_share >= 0.0005:
             notes.append(f"capture missed {self.missed_share:.1%} of TCP bytes: retransmissions are a lower bound")
+        if self.headless:
+            what = _count(self.headless, "connection")
+            notes.append(
+                f"{what} without TCP headers, which the snap length cut off: retransmissions can't be told there"
+            )
         if self.unseen:
             what = _count(self.unseen, "retransmission")
             notes.append(
@@ -121,6 +128,13 @@ def completeness(lake: Lake, window: Window) -> Completeness:
         f"""SELECT sum(missed_bytes) / nullif(sum(orig_bytes + resp_bytes), 0) AS share
         FROM flows WHERE protocol = 'TCP' AND {flows_in(window)}"""
     ).to_pylist()
+    stitched = "SELECT flow_uid FROM connection_flows WHERE is_primary"
+    counted = stitched if lake.points is Points.STITCHED else "SELECT flow_uid FROM flows"
+    (headless,) = lake.arrow(
+        f"""SELECT count(*) AS n FROM flows
+        WHERE protocol = 'TCP' AND history = '' AND orig_tcp_segments + resp_tcp_segments = 0
+        AND orig_packets + resp_packets > 0 AND {flows_in(window)} AND flow_uid IN ({counted})"""
+    ).to_pylist()
     at = window.overlaps("ts", "ts")
     before = f"losses WHERE verdict = 'before' AND {at}"
     if lake.points is not Points.STITCHED:
@@ -130,6 +144,7 @@ def completeness(lake: Lake, window: Window) -> Completeness:
     return Completeness(
         **{**row, "problems": tuple(row["problems"])},
         missed_share=flows["share"],
+        headless=headless["n"],
         unseen=unseen["n"],
         has_names=names["known"],
         missing=missing(lake, window),

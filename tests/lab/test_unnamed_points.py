@@ -21,7 +21,7 @@ from analysis.reports.window import Window
 from tests.lab import faults
 from tests.lab.captures import Capture, merged
 from tests.lab.faults import Loss
-from tests.lab.greeters import greet, greeters
+from tests.lab.greeters import greet, greet_udp, greeters
 from tests.lab.lab import Lab, RunningNode
 from tests.lab.tools import needs
 from tests.lab.topology import CNIS, Pod, Service, Topology
@@ -82,7 +82,8 @@ def ethernets(node: RunningNode) -> list[str]:
 
 def analysed(folder: Path, kind: str, *nodes: str) -> Lake:
     lake = folder / f"lake-{kind}-{'-'.join(nodes)}"
-    analyze([str(folder / f"{node}.{kind}.pcap") for node in nodes], lake)
+    if not lake.exists():
+        analyze([str(folder / f"{node}.{kind}.pcap") for node in nodes], lake)
     return open_lake(lake)
 
 
@@ -138,3 +139,64 @@ def test_copies_are_no_retransmissions_and_no_connections(cni: str, gso: bool, i
             (note,) = told(lake)
             assert " for nothing" in note and "paths within a node can't be told" in note
     assert not any(told(lake) for lake in named.values())
+
+
+# --- Snap lengths that leave no whole headers ------------------------------------------------------------------------
+
+SHORT = {
+    False: {42: "ports", 54: "ports", 66: "headers", 96: "headers", 110: "headers", 118: "headers"},
+    True: {66: "ports", 78: "headers", 110: "headers", 140: "headers", 150: "headers"},
+}
+"""For IPv4 and IPv6, what is there of TCP at a pod's interface; in the tunnel, there is less of it."""
+
+
+def passed(lake: Lake) -> dict[tuple[Any, ...], int]:
+    """Packets of each 5-tuple, whoever opened it, at the point that saw most of them; copies don't count."""
+    rows: Any = lake.sql(
+        """SELECT protocol, src_ip, src_port, dst_ip, dst_port, max(packets) FROM (
+            SELECT protocol, src_ip, src_port, dst_ip, dst_port, node, interface, encapsulation, count(*) AS packets
+            FROM packets WHERE protocol IN ('TCP', 'UDP') AND src_port IS NOT NULL AND is_copy IS NOT TRUE GROUP BY ALL
+        ) GROUP BY ALL"""
+    )
+    return {tuple(row[:-1]): row[-1] for row in rows.itertuples(index=False, name=None)}
+
+
+@pytest.mark.parametrize(("gso", "ipv6"), [(False, False), (True, False), (False, True)])
+def test_where_headers_are_cut_nothing_that_was_sent_is_called_a_copy(gso: bool, ipv6: bool, tmp_path: Path) -> None:
+    services = (SERVICES[0], Service("near", {"app": "near"}, 81, 8081, protocols=("TCP", "UDP")))
+    with Lab(Topology(pods=PODS, services=services, dns=False, gso=gso, ipv6=ipv6)) as lab:
+        client, web = lab.pod("client").namespace, lab.pod("web").namespace
+        far, near = (each.ip6 if ipv6 else each.ip for each in (lab.service("web"), lab.service("near")))
+        assert far and near
+        loss = Loss(lab.wire, "to-node-b", faults.seeded(7, 0.2 if gso else 0.03), "meta length > 1000")
+        with contextlib.ExitStack() as stack:
+            for name, node in lab.nodes.items():
+                for length in (SNAPLEN, *SHORT[ipv6]):
+                    for kind, link_type, more in (("named", "", 4), ("sll", "LINUX_SLL", 0)):  # by its longer header
+                        path = tmp_path / f"{name}.{kind}{length}.pcap"
+                        stack.enter_context(Capture(node.namespace, path, snaplen=length + more, link_type=link_type))
+            truth = stack.enter_context(Truth(lab))
+            stack.enter_context(HttpServer(web))
+            stack.enter_context(greeters(lab, "near", port=8081))
+            stack.enter_context(loss)
+            done = at_once(lambda: download(client, far, 1 << 19, 80), lambda: upload(client, far, 1 << 19, 80))
+            for _ in range(GREETINGS):
+                greet(client, near, 81)
+                greet_udp(client, near, 81)
+            truth.settle()
+        counted = sum(truth.retransmitted_segments(pod) for pod in ("client", "web"))
+    assert [each.error for each in done] == ["", ""]
+    whole = analysed(tmp_path, f"named{SNAPLEN}", "node-a", "node-b")
+    assert retransmitted(whole) == counted
+    for length, what in SHORT[ipv6].items():
+        for kind in ("named", "sll"):
+            lake = analysed(tmp_path, f"{kind}{length}", "node-a", "node-b")
+            found = retransmitted(lake)
+            print(f"gso={gso} ipv6={ipv6} {kind} {length}: {found} retransmitted of {counted}, {copies(lake)} copies")
+            assert found == (counted if what == "headers" else 0), (kind, length)
+            notes = completeness(lake, Window()).notes()
+            assert any("without TCP headers" in note for note in notes) == (what == "ports"), (kind, length)
+            named, here = (passed(each) for each in (analysed(tmp_path, f"named{length}", "node-a", "node-b"), lake))
+            assert all(here.get(key, 0) >= packets for key, packets in named.items()), (kind, length)
+            connections = {key[:3] for key in opened(whole)}
+            assert {key[:3] for key in opened(lake)} >= connections, (kind, length)
