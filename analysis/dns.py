@@ -118,6 +118,8 @@ class Dns:
         self._state = np.zeros(kernels.STATE_SIZE, np.int64)
         self._state[kernels.CLOCK] = np.iinfo(np.int64).min
         self._finished: list[DnsRows] = []
+        self._transactions = np.zeros(0, kernels.TRANSACTION)
+        self._text = np.zeros(0, np.uint8)
         self._keep(np.zeros(0, kernels.TRANSACTION), np.zeros(0, np.uint8))
 
     def feed(self, data: npt.NDArray[np.uint8], packets: npt.NDArray[np.void]) -> None:
@@ -193,16 +195,21 @@ class Dns:
 
     def _keep(self, records: npt.NDArray[np.void], text: npt.NDArray[np.uint8]) -> None:
         """Go on with these transactions and their text, and as much room again."""
-        capacity = FIRST_CAPACITY
+        capacity = max(len(self._transactions), FIRST_CAPACITY)
         while capacity < 2 * len(records):
             capacity *= 2
-        self._transactions = np.zeros(capacity, kernels.TRANSACTION)
+        if capacity > len(self._transactions):
+            self._transactions = np.zeros(capacity, kernels.TRANSACTION)
+            self._keys = np.zeros(TABLE_SLOTS * capacity, np.uint64)
+            self._values = np.zeros(TABLE_SLOTS * capacity, np.int32)
+            self._done = np.zeros(capacity, np.int32)
+        if max(TEXT_BYTES * capacity, 2 * text.size) > len(self._text):
+            self._text = np.zeros(max(TEXT_BYTES * capacity, 2 * text.size), np.uint8)
         self._transactions.view(OPAQUE)[: len(records)] = records.view(OPAQUE)
-        self._text = np.zeros(max(TEXT_BYTES * capacity, 2 * text.size), np.uint8)
+        self._transactions[len(records) :].view(np.uint8).fill(0)
         self._text[: text.size] = text
-        self._keys = np.zeros(TABLE_SLOTS * capacity, np.uint64)
-        self._values = np.full(TABLE_SLOTS * capacity, -1, np.int32)
-        self._done = np.zeros(capacity, np.int32)
+        self._keys.fill(0)
+        self._values.fill(-1)
         self._state[kernels.COUNT] = len(records)
         self._state[kernels.TEXT_USED] = text.size
         kernels.index(self._transactions, len(records), self._keys, self._values, self._text)

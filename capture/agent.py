@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import ipaddress
 import os
 import signal
+import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,6 +53,7 @@ HEADERS, SNAPLEN, ALL = "headers", "snaplen", "all"
 SEAL_S: Final = 4.0
 """At the end, for sealing: with what comes before it, SIGTERM is obeyed within 5 seconds."""
 STALLED_S: Final = 5.0
+NEVER_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,10 @@ def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
     try:
         return Sniffer(source, filtering.program)
     except libpcap.NoDeviceError as error:
-        raise UsageError(f"can't capture on {error}") from error
+        there = ", ".join(name for _, name in socket.if_nameindex())
+        raise UsageError(f"can't capture on {error}; there are: any, {there}") from error
     except FilterError as error:
-        raise UsageError(f"the filter '{settings.filter}' can't be used: {error}") from error
+        raise UsageError(f"the filter '{settings.filter}' can't be used: {error}; man pcap-filter tells how") from error
     except libpcap.Error as error:
         raise PodtapError(f"can't capture on {settings.device}: {error}") from error
     except PermissionError as error:
@@ -169,10 +174,18 @@ def _sniffer(settings: Settings, filtering: Filtering) -> Sniffer:
 
 
 def _ring(settings: Settings) -> Ring:
+    """PodtapError where nothing could ever be written. A disk that is full or read-only is waited for."""
+    ring = Ring(settings.root, settings.cluster, settings.node, settings.limits)
     try:
-        return Ring(settings.root, settings.cluster, settings.node, settings.limits)
+        ring.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=ring.folder):
+            pass
     except OSError as error:
-        raise PodtapError(f"can't record to {settings.root}: {error}; give another folder with --root") from error
+        if error.errno in NEVER_WRITABLE:
+            raise PodtapError(
+                f"can't record to {ring.folder}: {error.strerror}; give another --root, or access to this one"
+            ) from error
+    return ring
 
 
 def _salvage(ring: Ring) -> int:

@@ -303,7 +303,7 @@ def prepare(folder: Path, request: Request, say: Say) -> Request | None:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
-        raise PodtapError(f"{folder} can't be made: {error.strerror}") from error
+        raise PodtapError(f"{folder} can't be made: {error.strerror}; give another -o") from error
     earlier = _earlier(folder)
     if earlier is None:
         if names:

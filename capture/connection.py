@@ -164,19 +164,31 @@ class Connection:
 
         config: Any = kubernetes.config  # without types
         configuration = Configuration()
+        is_pod = not (self._kubeconfig or self._context or _has_kubeconfig())
         try:
-            if self._kubeconfig or self._context or _has_kubeconfig():
+            if not is_pod:
                 file = str(self._kubeconfig) if self._kubeconfig else None
                 config.load_kube_config(file, self._context, configuration)
             else:
                 config.load_incluster_config(configuration)
-        except (config.ConfigException, OSError, ValueError) as error:
+        except Exception as error:  # of whatever kind, where a file is no kubeconfig
+            known = isinstance(error, (config.ConfigException, OSError))
+            why = _no_way(self._kubeconfig, is_pod, str(error).rstrip(".") if known else "it is no kubeconfig")
             raise PodtapError(
-                f"no way to an API server: {error}; give --kubeconfig and --context, or run as a pod"
+                f"no way to an API server: {why}; give --kubeconfig and --context, or run as a pod"
             ) from error
         configuration.socket_options = _KEEPALIVE
         configuration.connection_pool_maxsize = 16
         return configuration, RESTClientObject(configuration).pool_manager
+
+
+def _no_way(kubeconfig: Path | None, is_pod: bool, error: str) -> str:
+    """Why nothing tells of one."""
+    if is_pod:
+        return f"there is no kubeconfig ($KUBECONFIG, ~/.kube/config), and as a pod: {error}"
+    if kubeconfig and not kubeconfig.exists():
+        return f"there is no file {kubeconfig}"
+    return f"{kubeconfig or 'the kubeconfig'} can't be used: {error}"
 
 
 def _has_kubeconfig() -> bool:
@@ -195,7 +207,8 @@ def _failures(read_s: float) -> Iterator[None]:
     except errors.ReadTimeoutError:
         raise ApiError(f"no answer for {read_s:g} s", silent=True) from None
     except errors.NewConnectionError as error:  # a kind of ConnectTimeoutError
-        raise ApiError(str(error.__cause__ or error)) from None
+        cause = error.__cause__
+        raise ApiError((isinstance(cause, OSError) and cause.strerror) or str(cause or error)) from None
     except errors.ConnectTimeoutError:
         raise ApiError(f"no connection within {CONNECT_S:g} s", silent=True) from None
     except errors.SSLError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -43,6 +44,16 @@ def told_in_a_line() -> Iterator[None]:
         if (error.name or "capture").partition(".")[0] == "capture":
             raise
         raise click.ClickException(f"{error.name} is not installed: run pip install 'podtap[capture]'") from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise click.ClickException(unusable(error)) from error
+
+
+def unusable(error: OSError) -> str:
+    """What the system refused, and where."""
+    hint = "; run it as root, or as whoever owns that" if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return f"{error.filename} can't be used: {error.strerror}{hint}" if error.filename else str(error)
 
 
 class Command(click.Command):

@@ -21,7 +21,7 @@ from capture.arguments import (
     parse_time,
     selector_option,
 )
-from capture.errors import Command, PartialError, PodtapError, UsageError
+from capture.errors import Command, PartialError, PodtapError, UsageError, unusable
 
 if TYPE_CHECKING:  # what a command needs is imported when it is called
     from capture.bundle import Request
@@ -70,12 +70,18 @@ def freeze(
     nodes: tuple[str, ...],
 ) -> None:
     """Keep a window's segments on all nodes, also those still to come, and the journal of it, until they are thawed."""
+    from capture.connection import ApiError
     from capture.freeze import carry_freezes, freeze_journals, freeze_nodes, frozen_nodes, new_freeze
 
     if not is_list and since is None:
         raise UsageError("give --since, when that begins which is to be kept; or --list")
-    source = _cluster_source(kubeconfig, context, podtap_namespace, nodes)
-    origins = source.nodes()
+    try:
+        source = _cluster_source(kubeconfig, context, podtap_namespace, nodes)
+        origins = source.nodes()
+    except PodtapError as error:
+        if isinstance(error.__cause__, ApiError):
+            raise PodtapError(f"{error}; without it, on each node: podtap agent freeze") from error
+        raise
     if is_list or since is None:
         _show_frozen(frozen_nodes(origins))
         return
@@ -185,7 +191,7 @@ def collect(
     except DiskFull as error:
         raise PodtapError(str(error)) from error
     except OSError as error:
-        raise PodtapError(f"{error}; run the same command again when that is mended, it goes on") from error
+        raise PodtapError(f"{unusable(error)}; when that is mended, the same command goes on") from error
     except KeyboardInterrupt:
         _say(f"interrupted: run the same command again, it goes on in {output}")
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -210,11 +216,12 @@ def verify(folder: Path) -> None:
         with Bar(total) as bar:
             verdict = check(folder, bar.add)
     except OSError as error:
-        raise PodtapError(f"{folder} can't be read: {error}") from error
+        raise PodtapError(unusable(error)) from error
     for problem in verdict.problems:
         click.echo(printable(f"{problem.path}: {problem.what}"))
     if verdict.problems:
-        raise PodtapError(f"{folder} is not as it was written: {len(verdict.problems):,} problems")
+        count = len(verdict.problems)
+        raise PodtapError(f"{folder} is not as it was written: {count:,} problem{'s' if count > 1 else ''}")
     if verdict.head:
         _show_verdict(folder, verdict, verdict.head)
 

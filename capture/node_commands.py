@@ -212,7 +212,8 @@ def _recorded(root: Path) -> list[Path]:
     """The folders of nodes below a root. PodtapError: no agent has written there yet."""
     folders = node_folders(root)
     if not folders:
-        raise PodtapError(f"nothing is recorded below {root}: does the agent run, and is this its --root?")
+        where = f"below {root}" if root.is_dir() else f"at {root}, which is no folder"
+        raise PodtapError(f"nothing is recorded {where}: does the agent run, and is this its --root?")
     return folders
 
 
@@ -220,7 +221,8 @@ def _written(root: Path) -> list[Path]:
     """The folders of the journal's writers below a root. PodtapError: none has written there yet."""
     folders = writer_folders(root)
     if not folders:
-        raise PodtapError(f"no journal is below {root}: does podtap journal run, and is this its --root?")
+        where = f"below {root}" if root.is_dir() else f"at {root}, which is no folder"
+        raise PodtapError(f"no journal is {where}: does podtap journal run, and is this its --root?")
     return folders
 
 

@@ -92,7 +92,10 @@ def _head(folder: Path, problems: list[Problem]) -> Bundle | None:
         content = (folder / BUNDLE).read_bytes()
     except FileNotFoundError:
         unfinished = ": the collection did not come to its end; run it again" if (folder / WORK).exists() else ""
-        problems.append(Problem(BUNDLE, f"the head is missing{unfinished}"))
+        unknown = (
+            "" if unfinished or any(folder.iterdir()) else ": this folder is empty; podtap collect -o makes a bundle"
+        )
+        problems.append(Problem(BUNDLE, f"the head is missing{unfinished or unknown}"))
         return None
     expected = f"{sha256(content)}  {BUNDLE}\n".encode()
     try:
