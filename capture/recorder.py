@@ -78,9 +78,11 @@ class Recorder:
     def run(self, is_stopping: Callable[[], bool], wake_fd: int) -> None:
         """Until is_stopping() holds, which is looked at when `wake_fd` becomes readable, and every TICK_S."""
         next_tick_s = 0.0
+        taken = 0
         pause_s = min(MOST_PAUSE_S, self.sniffer.source.full_s)
         while not is_stopping():
-            self._wait(wake_fd)
+            if not taken:  # after a pause there is mostly something
+                self._wait(wake_fd)
             self.beat_s = time.monotonic()
             taken = self._take()
             if self.beat_s >= next_tick_s:
