@@ -34,14 +34,14 @@ demo: $(VENV)/installed-analysis
 test: $(VENV)/installed-dev
 	$(BIN)/python -c 'from analysis.compilation import compile_kernels; compile_kernels(2)'
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernel
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernel --numprocesses 2
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_docs.py
+	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/test_architecture.py tests/test_docs.py
 
 lab: $(VENV)/installed-dev
 	$(BIN)/python -m tests.lab $(LAB)
