@@ -208,7 +208,6 @@ class Dns:
         self._transactions.view(OPAQUE)[: len(records)] = records.view(OPAQUE)
         self._transactions[len(records) :].view(np.uint8).fill(0)
         self._text[: text.size] = text
-        self._keys.fill(0)
         self._values.fill(-1)
         self._state[kernels.COUNT] = len(records)
         self._state[kernels.TEXT_USED] = text.size

@@ -294,3 +294,15 @@ def test_the_first_data_of_orig_name_the_server(payload: bytes, name: str | None
     for later in (b"GET / HTTP/1.1\r\nHost: second.example\r\n\r\n", b""):
         assert connection([*OPENING, ("c", ACK, 1, payload), ("c", ACK, 1, later)]).name == name
     assert connection([*OPENING, ("s", ACK, 1, payload)]).name is None
+
+
+def test_flows_of_one_orig_are_side_by_side_and_end_once() -> None:
+    given = packets(5, 200)
+    flows = Flows()
+    flows.assign(np.zeros(0, np.uint8), given, np.array([POINT_NAMED], np.int64), np.array([7], np.uint64))
+    flows.account(np.zeros(1, np.uint8), given, verdicts(6, 200))
+    parts = [rows[0] for rows in flows.last_rows(5)]
+    ends = [(each["orig_hi"], each["orig_lo"], each["first_seen"]) for part in parts for each in part]
+    assert len(parts) > 1
+    assert ends == sorted(ends)
+    assert len(ends) == len(set(given["flow_uid"].tolist()))

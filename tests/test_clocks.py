@@ -10,9 +10,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from analysis.clocks import clock_offsets
 from analysis.lake_reader import Lake, open_lake
+from analysis.paths import SEEN
 from analysis.pipeline import analyze
 
 INCIDENT = Path(__file__).resolve().parents[1] / "sample_pcaps" / "incident"
@@ -175,3 +178,20 @@ def test_what_a_kubelet_tells_by_a_clock_that_is_apart_makes_no_name_wrong(
     unnamed = sum(None in pods for _, pods in flows) - sum(None in pods for pods in truth.values())
     assert unnamed < 0.05 * len(truth)
     assert wrong_owners(lake, right) == []
+
+
+@pytest.mark.parametrize("offset_ns", [0, -55_000])
+def test_an_offset_is_that_of_the_wire_though_clocks_make_the_points_of_two_nodes_alternate(offset_ns: int) -> None:
+    """Ten microseconds within a node, fifty on the wire, either way."""
+    node = np.array([0, 0, 1, 1])
+    seen = np.zeros(4 * 200, SEEN)
+    for packet in range(200):
+        way = packet % 2
+        rows = seen[4 * packet : 4 * packet + 4]
+        rows["packet"], rows["key"], rows["way"] = packet, packet, way
+        rows["flow"] = [0, 1, 2, 3] if way else [3, 2, 1, 0]
+        rows["ts"] = packet * SECOND // 20 + np.array([0, 10_000, 60_000, 70_000]) + offset_ns * node[rows["flow"]]
+        rows[:] = rows[np.argsort(rows["ts"])]
+    (offset,) = clock_offsets(seen, node)
+    assert (offset.node, offset.bound_ns) == (1, 50_000)
+    assert abs(offset.offset_ns - offset_ns) <= 10

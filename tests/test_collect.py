@@ -89,6 +89,9 @@ def same_files(world: World) -> None:
                 assert (world.bundle / "lab" / name / path.relative_to(ring.folder)).read_bytes() == path.read_bytes()
 
 
+# --- what comes ------------------------------------------------------------------------------------------------------
+
+
 def test_a_window_comes_whole_and_verifies(world: World) -> None:
     done = world.collect()
     assert done.returncode == 0, done.stderr
@@ -193,6 +196,9 @@ def test_a_segment_that_is_damaged_on_the_node_does_not_hide_the_others(world: W
     assert [each.complete for each in world.head.nodes] == [False, True]
     verified = world.verify()
     assert verified.returncode == 1 and "is not what its manifest says" in verified.stdout
+
+
+# --- nodes and connections that fail ---------------------------------------------------------------------------------
 
 
 def test_over_tls_with_a_token(tmp_path: Path) -> None:
@@ -336,6 +342,9 @@ def test_a_full_disk_says_what_to_do_and_the_same_command_goes_on(world: World) 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+# --- windows and folders ---------------------------------------------------------------------------------------------
+
+
 def test_the_wrong_context_and_a_cluster_without_podtap_are_told_apart(world: World) -> None:
     done = world.collect("--context", "elsewhere")
     assert (done.returncode, "Connection refused" in done.stderr) == (1, True)
@@ -394,6 +403,9 @@ def test_the_segment_that_is_being_written_is_waited_for(world: World) -> None:
     process.communicate(timeout=30)
     assert process.returncode == 0
     same_files(world)
+
+
+# --- freezes ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_freeze_reaches_who_can_be_reached_and_is_thawed(world: World) -> None:
@@ -472,6 +484,9 @@ def test_a_journal_that_can_not_be_told_of_a_nodes_freeze_is_named(world: World)
     assert "podtap-journal-0 can't be told of the freezes" in done.stderr
     (writer / "freezes").unlink()
     assert by_hand in world.run("freeze", *WINDOW).stderr
+
+
+# --- rights, hostile nodes, other ways to call it --------------------------------------------------------------------
 
 
 def test_who_may_not_exec_is_told_what_is_needed(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis import lake, pipeline
+from analysis.schemas import TABLES, TIME
 from tests.tables import Analysed, analysed, assert_same_tables, stored
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_pcaps"
@@ -52,6 +55,36 @@ def test_input_with_more_behind_it_is_analysed_together(tmp_path: Path) -> None:
     pipeline.analyze([DNS, IPV6], tmp_path)
     assert_same_tables(Analysed(stored(tmp_path), []), analysed(DNS, IPV6))
     assert len([record for record in lake.read_records(tmp_path) if not record.derived_from]) == 1
+
+
+def test_a_row_group_holds_its_own_words_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.analyze([DNS], tmp_path / "one")
+    (file,) = (tmp_path / "one" / "dns").rglob("*.parquet")
+    rows = pq.ParquetFile(file).read()
+    monkeypatch.setattr(lake, "ROW_GROUP_ROWS", 2)
+    batch = lake.Batch(tmp_path / "several", "x")
+    batch.add("dns", rows)
+    batch.commit()
+    (file,) = (tmp_path / "several" / "dns").rglob("*.parquet")
+    several = pq.ParquetFile(file)
+    assert several.num_row_groups == len(rows) // 2 > 2
+    assert several.read().to_pylist() == rows.to_pylist()
+    for group in range(several.num_row_groups):
+        assert len(several.read_row_group(group)["flow_uid"].chunk(0).dictionary) <= 2
+
+
+def test_so_does_each_day_of_rows_that_come_together(tmp_path: Path) -> None:
+    pipeline.analyze([DNS], tmp_path / "one")
+    (file,) = (tmp_path / "one" / "dns").rglob("*.parquet")
+    rows, time = pq.ParquetFile(file).read(), TABLES["dns"].time
+    later = rows[time].cast(pa.int64()).to_pylist()
+    moved = pa.array([ts + (number % 2) * 86_400 * 10**9 for number, ts in enumerate(later)], pa.int64())
+    batch = lake.Batch(tmp_path / "several", "x")
+    batch.add("dns", rows.set_column(rows.schema.get_field_index(time), rows.schema.field(time), moved.cast(TIME)))
+    batch.commit()
+    days = [pq.ParquetFile(each).read() for each in (tmp_path / "several" / "dns").rglob("*.parquet")]
+    assert [len(day) for day in days] == [len(rows) // 2] * 2
+    assert all(len(day["flow_uid"].chunk(0).dictionary) <= len(day) for day in days)
 
 
 def test_a_commit_that_was_interrupted_is_whole_for_readers_and_finished_later(

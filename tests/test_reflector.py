@@ -85,6 +85,9 @@ def told(records: list[JournalRecord]) -> list[tuple[str, str]]:
 # What it says
 
 
+# --- listing and watching --------------------------------------------------------------------------------------------
+
+
 def test_a_listing_counts_when_it_is_whole() -> None:
     clock = Clock()
     reflector = make(clock)
@@ -287,6 +290,9 @@ def test_a_listing_from_memory_says_when_it_was_true() -> None:
     assert {record.observed_ns for record in reflector.listing(clock())} == {blind_ns}
 
 
+# --- answers that make no sense --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -325,7 +331,7 @@ def test_pages_that_are_no_lists(answer: Any) -> None:
     assert not reflector.was_listed
 
 
-# How often it asks
+# --- faults, and the pace of requests --------------------------------------------------------------------------------
 
 Server = Callable[[Reflector, Request, Clock], None]
 
@@ -470,6 +476,9 @@ def test_a_server_that_is_well_is_asked_five_times_in_two_minutes() -> None:
 
 
 # Whether it tells the truth
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
