@@ -27,10 +27,10 @@ UPLINK: Final = "uplink"
 
 
 def with_interfaces(flows: pa.Table, rows: Sequence[Row], identities: Identities, by_reference: Integers) -> pa.Table:
-    """`flows` (node and interface as dictionaries, first_seen) with `kind` and `pod` (namespace/name) of the interface, null if not known.
+    """`flows` with `kind` and `pod` (namespace/name) of the interface, null if not known.
 
-    `rows` are of schemas.INTERFACES with their node, times as nanoseconds; `by_reference`: first_seen by another clock
-    than the node's, which must not tell another pod.
+    `flows` have node and interface, as dictionaries, and first_seen; `rows` are of schemas.INTERFACES with their node,
+    times as nanoseconds; `by_reference`: first_seen by another clock than the node's, which must not tell another pod.
     """
     addresses = _addresses(rows)
     facts: dict[tuple[str | None, str | None], int] = {}
