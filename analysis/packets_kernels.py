@@ -273,6 +273,30 @@ def enter_ip_tunnel(p, encapsulation):
 
 
 @inner
+def follow_source_route(data, p, at, end):
+    """A packet on a source route that is not used up (RFC 791, 3.1) is for the last address there, as for Wireshark."""
+    while at + 3 <= end and data[at]:
+        size = np.int64(data[at + 1]) if data[at] != 1 else 1
+        if size < 2 and data[at] != 1 or at + size > end:
+            return
+        if (data[at] == 131 or data[at] == 137) and 4 <= data[at + 2] <= size - 3:
+            p["dst_lo"] = V4_MAPPED | np.uint64(be32(data, at + size - 4))
+            return
+        at += size
+
+
+@inner
+def follow_routing_header(data, p, at, size):
+    """The same in IPv6: types 0 and 2 (RFC 6275) end with the last address, type 4 (RFC 8754) begins with it."""
+    kind = data[at + 2]
+    if size < 24 or not data[at + 3] or not (kind == 0 or kind == 2 or kind == 4):
+        return
+    at += 8 if kind == 4 else size - 16
+    p["dst_hi"] = be64(data, at)
+    p["dst_lo"] = be64(data, at + 8)
+
+
+@inner
 def decode_ipv4(data, p, at, end, wire):
     """Returns (protocol or NOTHING, at, wire) of the IP payload."""
     if wire < 20:
@@ -299,6 +323,8 @@ def decode_ipv4(data, p, at, end, wire):
     p["src_lo"] = V4_MAPPED | np.uint64(be32(data, at + 12))
     p["dst_hi"] = 0
     p["dst_lo"] = V4_MAPPED | np.uint64(be32(data, at + 16))
+    if header > 20:
+        follow_source_route(data, p, at + 20, min(at + header, end))
     fragment = be16(data, at + 6)
     set_fragment(p, (fragment & 0x1FFF) * 8, (fragment & 0x2000) != 0)
     protocol = np.int64(data[at + 9])
@@ -360,6 +386,8 @@ def decode_ipv6(data, p, at, end, wire):
         if size > wire:
             p["malformed"] = MALFORMED_IPV6_EXTENSION
             break
+        if protocol == 43 and at + size <= end:
+            follow_routing_header(data, p, at, size)
         following = np.int64(data[at])
         at += size
         wire -= size

@@ -260,6 +260,15 @@ def _ipv4(packet: Fields, rest: Rest) -> tuple[int, Rest]:
         "src_hi": 0, "src_lo": 0xFFFF << 32 | rest.number("I", 12),
         "dst_hi": 0, "dst_lo": 0xFFFF << 32 | rest.number("I", 16),
     }  # fmt: skip
+    options = rest.data[rest.at + 20 : min(rest.at + header, rest.end)]
+    while len(options) >= 3 and options[0]:
+        size = options[1] if options[0] != 1 else 1
+        if size < (2 if options[0] != 1 else 1) or size > len(options):
+            break
+        if options[0] in (131, 137) and 4 <= options[2] <= size - 3:
+            packet["dst_lo"] = 0xFFFF << 32 | int.from_bytes(options[size - 4 : size], "big")
+            break
+        options = options[size:]
     rest.wire = total
     return packet["protocol"], rest.after(header)
 
@@ -302,6 +311,10 @@ def _ipv6_extensions(packet: Fields, protocol: int, rest: Rest) -> tuple[int, Re
         if size > rest.wire:
             packet["malformed"] = layout.MALFORMED_IPV6_EXTENSION
             break
+        route, kind, left = rest.data[rest.at + 8 : rest.at + size], rest.number("B", 2), rest.number("B", 3)
+        if protocol == 43 and left and len(route) == size - 8 >= 16 and kind in (0, 2, 4):
+            last = route[:16] if kind == 4 else route[-16:]
+            packet["dst_hi"], packet["dst_lo"] = (int.from_bytes(half, "big") for half in (last[:8], last[8:]))
         protocol, rest = rest.number("B"), rest.after(size)
     return protocol, rest
 

@@ -12,13 +12,26 @@ import numpy as np
 import pytest
 from scapy.contrib.geneve import GENEVE
 from scapy.contrib.mpls import MPLS
-from scapy.layers.inet import GRE, ICMP, IP, TCP, UDP, IPOption
+from scapy.layers.inet import (
+    GRE,
+    ICMP,
+    IP,
+    TCP,
+    UDP,
+    IPOption,
+    IPOption_LSRR,
+    IPOption_NOP,
+    IPOption_RR,
+    IPOption_SSRR,
+)
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    IPv6ExtHdrSegmentRouting,
 )
 from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether, Loopback
 from scapy.layers.ppp import HDLC, PPP
@@ -348,6 +361,45 @@ def test_noise_decodes_as_in_the_naive_twin(link_type: int) -> None:
     random_ = random.Random(link_type)
     frames = [random_.randbytes(random_.randrange(80)) for _ in range(PACKETS_EACH)]
     assert_same([(frame, len(frame) + random_.choice((0, 0, 100))) for frame in frames], link_type)
+
+
+SOURCE_ROUTES: list[tuple[Packet, str]] = [
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"])]), "9.9.9.2"),
+    (IP(options=[IPOption_NOP(), IPOption_SSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=8)]), "9.9.9.2"),
+    (IP(options=[IPOption_RR(routers=["9.9.9.5"]), IPOption_LSRR(routers=["9.9.9.1"])]), "9.9.9.1"),
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=12)]), "2.2.2.2"),
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=11)]), "2.2.2.2"),
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=3)]), "2.2.2.2"),
+    (IP(options=[IPOption_LSRR(routers=[])]), "2.2.2.2"),
+    (IP(options=[IPOption_RR(routers=["9.9.9.1"])]), "2.2.2.2"),
+    (IPv6() / IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001::8", "2001::9"]), "2001::9"),
+    (IPv6() / IPv6ExtHdrRouting(type=2, segleft=1, addresses=["2001::9"]), "2001::9"),
+    (IPv6() / IPv6ExtHdrSegmentRouting(segleft=1, lastentry=1, addresses=["2001::9", "2001::5"]), "2001::9"),
+    (IPv6() / IPv6ExtHdrRouting(type=9, segleft=1, addresses=["2001::9"]), "2001::5"),
+    (IPv6() / IPv6ExtHdrRouting(type=0, segleft=0, addresses=["2001::9"]), "2001::5"),
+    (IPv6() / IPv6ExtHdrSegmentRouting(segleft=0, lastentry=1, addresses=["2001::9", "2001::5"]), "2001::5"),
+]
+"""Headers, and the destination that tshark 4.0 tells of each."""
+
+
+def routed() -> list[bytes]:
+    for header, _ in SOURCE_ROUTES:
+        is_6 = isinstance(header, IPv6)
+        header.src, header.dst = ("2001::1", "2001::5") if is_6 else ("1.1.1.1", "2.2.2.2")
+    return [bytes(header / TCP(sport=1000, dport=80) / b"hello") for header, _ in SOURCE_ROUTES]
+
+
+def test_a_packet_is_for_the_end_of_its_source_route() -> None:
+    packets = decode([(frame, len(frame)) for frame in routed()], layout.LINKTYPE_RAW)
+    found = [int(packet["dst_hi"]) << 64 | int(packet["dst_lo"]) for packet in packets]
+    addresses = [ipaddress.ip_address(address) for _, address in SOURCE_ROUTES]
+    assert found == [int(address) | (0xFFFF << 32 if address.version == 4 else 0) for address in addresses]
+    assert list(packets["dst_port"]) == [80] * len(SOURCE_ROUTES)
+
+
+def test_damaged_source_routes_decode_as_in_the_naive_twin() -> None:
+    random_ = random.Random(1)
+    assert_same([damaged(random_, frame) for frame in routed() for _ in range(PACKETS_EACH)], layout.LINKTYPE_RAW)
 
 
 def test_arp_is_arp_also_behind_a_vlan_tag() -> None:
