@@ -717,6 +717,8 @@ def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
             ethertype, at = decode_ethernet(data, p, at, end)
             wire -= at - begin
         if ethertype == ETHERTYPE_PPPOE:
+            if at + 6 <= end:  # what follows its length is padding, whatever lengths IP tells
+                wire = min(wire, 6 + be16(data, at + 4))
             ethertype, then = decode_ppp(data, at + 6, end)
             wire -= then - at
             at = then

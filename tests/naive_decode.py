@@ -192,6 +192,8 @@ def _network(packet: Fields, ethertype: int, rest: Rest, vxlan_ports: Collection
         if ethertype == TEB:
             ethertype, rest = _ethernet(packet, rest)
         if ethertype == PPPOE:
+            if rest.at + 6 <= rest.end:
+                rest.wire = min(rest.wire, 6 + rest.number("H", 4))
             ethertype, rest = _ppp(rest.after(6))
         elif ethertype == PPP:
             ethertype, rest = _ppp(rest)

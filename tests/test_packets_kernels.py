@@ -402,6 +402,22 @@ def test_damaged_source_routes_decode_as_in_the_naive_twin() -> None:
     assert_same([damaged(random_, frame) for frame in routed() for _ in range(PACKETS_EACH)], layout.LINKTYPE_RAW)
 
 
+def test_padding_behind_pppoe_is_no_payload() -> None:
+    """Also where IP's own length says otherwise: 46 bytes of which PPPoE has 40, as tshark sees it."""
+    segment = bytes(IP(src="1.1.1.1", dst="2.2.2.2", len=46) / TCP(sport=1000, dport=80))
+    frame = bytes(Ether(type=0x8864) / Raw(struct.pack("!BBHHH", 0x11, 0, 7, 42, 0x21) + segment + bytes(12)))
+    packet = decode([(frame, len(frame))], layout.LINKTYPE_ETHERNET)[0]
+    assert (packet["ip_length"], packet["payload_length"]) == (40, 0)
+    assert packet["malformed"] == layout.MALFORMED_IP
+
+
+def test_damaged_pppoe_decodes_as_in_the_naive_twin() -> None:
+    random_ = random.Random(2)
+    segment = bytes(IP(src="1.1.1.1", dst="2.2.2.2") / TCP(sport=1000, dport=80) / b"hello")
+    frame = bytes(Ether(type=0x8864) / Raw(struct.pack("!BBHHH", 0x11, 0, 7, 47, 0x21) + segment + bytes(9)))
+    assert_same([damaged(random_, frame) for _ in range(10 * PACKETS_EACH)], layout.LINKTYPE_ETHERNET)
+
+
 def test_arp_is_arp_also_behind_a_vlan_tag() -> None:
     frames = [bytes(Ether() / ARP()), bytes(Ether() / Dot1Q(vlan=5) / ARP())]
     got = decode([(frame, len(frame)) for frame in frames], layout.LINKTYPE_ETHERNET)
