@@ -277,7 +277,7 @@ def follow_source_route(data, p, at, end):
     """A packet on a source route that is not used up (RFC 791, 3.1) is for the last address there, as for Wireshark."""
     while at + 3 <= end and data[at]:
         size = np.int64(data[at + 1]) if data[at] != 1 else 1
-        if size < 2 and data[at] != 1 or at + size > end:
+        if (size < 2 and data[at] != 1) or at + size > end:
             return
         if (data[at] == 131 or data[at] == 137) and 4 <= data[at + 2] <= size - 3:
             p["dst_lo"] = V4_MAPPED | np.uint64(be32(data, at + size - 4))
