@@ -286,17 +286,6 @@ def follow_source_route(data, p, at, end):
 
 
 @inner
-def follow_routing_header(data, p, at, size):
-    """The same in IPv6: types 0 and 2 (RFC 6275) end with the last address, type 4 (RFC 8754) begins with it."""
-    kind = data[at + 2]
-    if size < 24 or not data[at + 3] or not (kind == 0 or kind == 2 or kind == 4):
-        return
-    at += 8 if kind == 4 else size - 16
-    p["dst_hi"] = be64(data, at)
-    p["dst_lo"] = be64(data, at + 8)
-
-
-@inner
 def decode_ipv4(data, p, at, end, wire):
     """Returns (protocol or NOTHING, at, wire) of the IP payload."""
     if wire < 20:
@@ -386,8 +375,6 @@ def decode_ipv6(data, p, at, end, wire):
         if size > wire:
             p["malformed"] = MALFORMED_IPV6_EXTENSION
             break
-        if protocol == 43 and at + size <= end:
-            follow_routing_header(data, p, at, size)
         following = np.int64(data[at])
         at += size
         wire -= size
@@ -716,16 +703,12 @@ def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
             begin = at
             ethertype, at = decode_ethernet(data, p, at, end)
             wire -= at - begin
-        if ethertype == ETHERTYPE_PPPOE:
-            if at + 6 <= end:  # what follows its length is padding, whatever lengths IP tells
+        if ethertype == ETHERTYPE_PPPOE or ethertype == ETHERTYPE_PPP:
+            begin = at
+            if ethertype == ETHERTYPE_PPPOE and at + 6 <= end:  # behind its length is padding, whatever IP's length is
                 wire = min(wire, 6 + be16(data, at + 4))
-            ethertype, then = decode_ppp(data, at + 6, end)
-            wire -= then - at
-            at = then
-        elif ethertype == ETHERTYPE_PPP:
-            ethertype, then = decode_ppp(data, at, end)
-            wire -= then - at
-            at = then
+            ethertype, at = decode_ppp(data, at + 6 if ethertype == ETHERTYPE_PPPOE else at, end)
+            wire -= at - begin
         if ethertype == ETHERTYPE_MPLS or ethertype == ETHERTYPE_MPLS_MULTICAST:
             ethertype, at, wire = decode_mpls(data, p, at, end, wire)
             if ethertype == ETHERTYPE_TEB:

@@ -313,10 +313,6 @@ def _ipv6_extensions(packet: Fields, protocol: int, rest: Rest) -> tuple[int, Re
         if size > rest.wire:
             packet["malformed"] = layout.MALFORMED_IPV6_EXTENSION
             break
-        route, kind, left = rest.data[rest.at + 8 : rest.at + size], rest.number("B", 2), rest.number("B", 3)
-        if protocol == 43 and left and len(route) == size - 8 >= 16 and kind in (0, 2, 4):
-            last = route[:16] if kind == 4 else route[-16:]
-            packet["dst_hi"], packet["dst_lo"] = (int.from_bytes(half, "big") for half in (last[:8], last[8:]))
         protocol, rest = rest.number("B"), rest.after(size)
     return protocol, rest
 
