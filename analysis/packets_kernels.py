@@ -42,6 +42,7 @@ from analysis.layout import (
     ICMPV6,
     IPIP,
     IPV6,
+    LINKTYPE_CISCO_HDLC,
     LINKTYPE_ETHERNET,
     LINKTYPE_IPV4,
     LINKTYPE_IPV6,
@@ -96,6 +97,9 @@ NOTHING = -1  # the frame ends here, or its rest can't be read
 ANY_IP = -2  # the version nibble decides
 
 NOP_NOP_TIMESTAMPS = 0x0101080A  # the options of most TCP packets: two of padding, and these, which are 10 bytes
+
+CISCO_UNICAST = 0x0F  # Cisco's HDLC (RFC 1547, 4.3.1): such an address, a zero, an Ethertype
+CISCO_MULTICAST = 0x8F
 
 MOST_LAYERS = 16
 NFLOG_PAYLOAD = 9
@@ -236,8 +240,10 @@ def decode_link(data, p, link_type, at, end):
         if family == 10 or family == 24 or family == 28 or family == 30:
             return ETHERTYPE_IPV6, at + 4
         return NOTHING, at
-    if link_type == LINKTYPE_PPP or link_type == LINKTYPE_PPP_HDLC:
-        return decode_ppp(data, at, end)
+    if link_type == LINKTYPE_PPP or link_type == LINKTYPE_PPP_HDLC or link_type == LINKTYPE_CISCO_HDLC:
+        if at < end and (data[at] == CISCO_UNICAST or data[at] == CISCO_MULTICAST):
+            return (be16(data, at + 2), at + 4) if at + 4 <= end else (NOTHING, at)
+        return decode_ppp(data, at, end) if link_type != LINKTYPE_CISCO_HDLC else (NOTHING, at)
     if link_type == LINKTYPE_PPP_ETHER:
         return decode_ppp(data, at + 6, end) if at + 8 <= end else (NOTHING, at)
     if link_type == LINKTYPE_NFLOG:

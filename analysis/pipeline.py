@@ -43,6 +43,7 @@ from analysis.layout import (
     NANOSECONDS,
     PACKET,
 )
+from analysis.link_types import link_type_name
 from analysis.observation_points import ObservationPoints
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
@@ -453,7 +454,9 @@ def _undecoded(segment: Segment, counts: npt.NDArray[np.int64]) -> list[Problem]
     if not counts[COUNTED_SKIPPED]:
         return []
     unknown = sorted({i.link_type for i in segment.interfaces} - DECODED_LINK_TYPES)
-    message = f"{counts[COUNTED_SKIPPED]:,} packets of link type {', '.join(map(str, unknown))} can't be decoded"
+    skipped = int(counts[COUNTED_SKIPPED])
+    packets = "1 packet" if skipped == 1 else f"{skipped:,} packets"
+    message = f"{packets} of link type {', '.join(map(link_type_name, unknown))} can't be decoded"
     return [Problem(segment.path, None, message)]
 
 

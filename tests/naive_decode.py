@@ -118,7 +118,12 @@ def _link(packet: Fields, rest: Rest, link_type: int) -> tuple[int, Rest]:
         if len(rest.data) >= rest.wire:
             packet["malformed"] = layout.MALFORMED_LINK
         raise StopError
-    if link_type in (layout.LINKTYPE_PPP, layout.LINKTYPE_PPP_HDLC):
+    if link_type in (layout.LINKTYPE_PPP, layout.LINKTYPE_PPP_HDLC, layout.LINKTYPE_CISCO_HDLC):
+        if rest.number("B") in (0x0F, 0x8F):
+            rest.need(4)
+            return rest.number("H", 2), rest.after(4)
+        if link_type == layout.LINKTYPE_CISCO_HDLC:
+            raise CutError
         return _ppp(rest)
     if link_type == layout.LINKTYPE_PPP_ETHER:
         return _ppp(rest.after(6))

@@ -150,6 +150,11 @@ class Builder:
             return Raw((2 if isinstance(network, IP) else 24).to_bytes(4, "big")) / network
         if link_type == layout.LINKTYPE_PPP:
             return PPP(proto=0x21 if isinstance(network, IP) else 0x57) / network
+        if link_type == layout.LINKTYPE_CISCO_HDLC or (
+            link_type == layout.LINKTYPE_PPP_HDLC and self.random.random() < 0.5
+        ):
+            cisco = Raw(struct.pack("!BBH", self.random.choice((0x0F, 0x8F)), 0, ETHERTYPES[type(network)]))
+            return cisco / network
         if link_type == layout.LINKTYPE_PPP_HDLC:
             return HDLC() / PPP(proto=0x21 if isinstance(network, IP) else 0x57) / network
         if link_type == layout.LINKTYPE_NFLOG:
@@ -304,6 +309,7 @@ LINK_TYPES = (
     layout.LINKTYPE_LOOP,
     layout.LINKTYPE_PPP,
     layout.LINKTYPE_PPP_HDLC,
+    layout.LINKTYPE_CISCO_HDLC,
     layout.LINKTYPE_NFLOG,
 )
 
