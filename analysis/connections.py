@@ -48,8 +48,7 @@ def connections_of(facts: Records, sightings: Iterable[Records]) -> tuple[Intege
     """
     parents = np.arange(len(facts))
     flips = np.zeros(len(facts), np.uint8)
-    for pairs in _same_tuple(facts):
-        kernels.unite(parents, flips, *pairs)
+    kernels.unite(parents, flips, *_same_tuple(facts))
     packets, datagrams = _same_packets(facts, sightings, parents)
     kernels.unite(parents, flips, *packets)
     kernels.unite(parents, flips, *both_sides(facts, parents, flips == 1))
@@ -60,12 +59,12 @@ def connections_of(facts: Records, sightings: Iterable[Records]) -> tuple[Intege
     return parents, (flips ^ flips[opener[parents]]) == 1
 
 
-def _same_tuple(facts: Records) -> list[Pairs]:
+def _same_tuple(facts: Records) -> Pairs:
     """Flows at different points of one Community ID that overlap, unless SYNs differ: (one, other, opposite)."""
     order = orders.small(facts["community"])
     of = {name: facts[name][order] for name in ("community", "node", "point", "first_seen", "last_seen", *_SYNS)}
     orig_end = _ends(facts)[0][order]
-    pairs = []
+    pairs: list[Pairs] = []
     at = np.arange(len(facts))
     for step in range(1, len(np.unique(facts["point"]))):
         at = at[: np.searchsorted(at, len(facts) - step)]
@@ -80,7 +79,7 @@ def _same_tuple(facts: Records) -> list[Pairs]:
             same &= (left == right) | (left < 0) | (right < 0)
         one, other = at[same], to[same]
         pairs.append((order[one], order[other], (orig_end[one] != orig_end[other]).astype(np.uint8)))
-    return pairs
+    return _joined(pairs)
 
 
 def _same_packets(facts: Records, sightings: Iterable[Records], connection: Integers) -> tuple[Pairs, Records]:
@@ -104,8 +103,15 @@ def _same_packets(facts: Records, sightings: Iterable[Records], connection: Inte
         shared["one"], shared["other"] = np.minimum(one, other)[taken], np.maximum(one, other)[taken]
         shared["opposite"], shared["key"] = opposite[taken], key[at[taken]]
         datagrams.append(shared)
-    one, other, opposite = (np.concatenate(each) for each in zip(*packets, strict=True))
-    return (one, other, opposite), rooms.joined(datagrams, SHARED)
+    return _joined(packets), rooms.joined(datagrams, SHARED)
+
+
+def _joined(pairs: list[Pairs]) -> Pairs:
+    nothing = np.empty(0, np.int64)
+    one, other, opposite = (
+        np.concatenate(each) for each in zip((nothing, nothing, nothing.astype(np.uint8)), *pairs, strict=True)
+    )
+    return one, other, opposite
 
 
 def _same_datagrams(

@@ -30,16 +30,19 @@ class Shelves:
 
     def put(self, records: Records, shelf: npt.NDArray[Any]) -> None:
         """records[i] on shelf[i], behind what is there."""
-        ordered, ends = rooms.taken(records, orders.small(shelf)), np.cumsum(np.bincount(shelf))
-        for number, end in enumerate(ends.tolist()):
-            self.put_on(number, ordered[ends[number - 1] if number else 0 : end])
+        self._write(rooms.taken(records, orders.small(shelf)), np.bincount(shelf).tolist())
 
     def put_on(self, shelf: int, records: Records) -> None:
         """All of them on one shelf."""
-        if len(records):
-            self._file.write(records.view(np.uint8).data)
-            self._pieces[shelf].append((self._end, records.nbytes))
-            self._end += records.nbytes
+        self._write(records, [0] * shelf + [len(records)])
+
+    def _write(self, records: Records, counts: list[int]) -> None:
+        """Records of one shelf after the other; `counts`: of each."""
+        self._file.write(records.view(np.uint8).data)
+        for shelf, count in enumerate(counts):
+            if count:
+                self._pieces[shelf].append((self._end, count * self._dtype.itemsize))
+                self._end += count * self._dtype.itemsize
 
     def take(self, shelf: int) -> Records:
         """What is on a shelf, in the order in which it was put there."""

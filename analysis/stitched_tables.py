@@ -61,7 +61,9 @@ def _connections(stitched: Stitched) -> pa.Table:
     resp_ip, resp_port = _end(stitched, "resp", primary)
     backend_ip, backend_port = _end(stitched, "resp", near_resp)
     snat_ip, snat_port = _end(stitched, "orig", near_resp)
-    points, kinds = _point_names(stitched), stitched.flows["kind"].combine_chunks()
+    words = _point_names(stitched), columns.whole(stitched.flows["kind"])
+    path, path_kinds = _along_path(stitched, 1, roots, words)
+    return_path, return_path_kinds = _along_path(stitched, 0, roots, words)
     same = (orig_ip == snat_ip) & columns.plain(pc.equal(orig_port, snat_port), True)
     values = {
         "connection_uid": columns.uid_text(stitched.facts["uid"][primary]),
@@ -77,10 +79,10 @@ def _connections(stitched: Stitched) -> pa.Table:
         "snat_ip": _addresses(stitched, np.where(same, -1, snat_ip)),
         "snat_port": snat_port.take(columns.array(np.arange(len(same)), ~same)),
         "flows": np.bincount(connection, minlength=len(connection))[roots],
-        "path": _along_path(stitched, 1, roots, points),
-        "return_path": _along_path(stitched, 0, roots, points),
-        "path_kinds": _along_path(stitched, 1, roots, kinds),
-        "return_path_kinds": _along_path(stitched, 0, roots, kinds),
+        "path": path,
+        "return_path": return_path,
+        "path_kinds": path_kinds,
+        "return_path_kinds": return_path_kinds,
     }
     return _table("connections", values)
 
@@ -220,15 +222,16 @@ def _point_names(stitched: Stitched) -> Any:
     return columns.names(index, ["/".join(part for part in place if part) for place in places])
 
 
-def _along_path(stitched: Stitched, sent: int, roots: Integers, words: Any) -> Any:
-    """For each connection the words of its flows (a dictionary), in the order of its path."""
+def _along_path(stitched: Stitched, sent: int, roots: Integers, words: Sequence[Any]) -> list[Any]:
+    """For each connection the words of its flows (dictionaries), in the order of its path."""
     position = stitched.position[:, sent]
     rank = np.full(len(position), len(roots))
     rank[roots] = np.arange(len(roots))
-    order = np.lexsort((position, rank[stitched.connection]))
+    rank = rank[stitched.connection]
+    order = np.lexsort((position, rank))
     order = order[position[order] < NOWHERE]
-    counts = np.bincount(rank[stitched.connection[order]], minlength=len(roots))
-    return _lists(counts, words.take(columns.array(order)).cast(pa.string()))
+    counts, at = np.bincount(rank[order], minlength=len(roots)), columns.array(order)
+    return [_lists(counts, each.take(at).cast(pa.string())) for each in words]
 
 
 def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
