@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -12,6 +14,14 @@ ALLOWED_SKIPS_IN_CI = (
     # The public captures with their oracles lie beside the repository, not in it.
     re.compile(r"\bshared\b.*\babsent\b"),
 )
+
+M_MMAP_THRESHOLD = -3
+"""mallopt()'s name of it, in malloc.h."""
+
+# Large arrays come from the system and go back there each time, as in a process of podtap, which makes them once. After
+# the first analysis malloc would keep them, and fill them with zeros, touched or not: half of what a tiny capture costs.
+with suppress(AttributeError):  # only the GNU C library has it
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
 
 
 def _fail_unexpected_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
