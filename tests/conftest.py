@@ -19,7 +19,7 @@ M_MMAP_THRESHOLD = -3
 """mallopt()'s name of it, in malloc.h."""
 
 # Large arrays come from the system and go back there each time, as in a process of podtap, which makes them once. After
-# the first analysis malloc would keep them, and fill them with zeros, touched or not: half of what a tiny capture costs.
+# the first analysis malloc would keep them, and zero them whole each time: nearly half of what a tiny capture costs.
 with suppress(AttributeError):  # only the GNU C library has it
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
 

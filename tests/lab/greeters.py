@@ -92,7 +92,7 @@ def greeters(lab: Lab, *pods: str, port: int = 8080, numbered: bool = True) -> I
         yield
 
 
-def greet(namespace: Namespace, ip: str, port: int, timeout: float = 2) -> Greeting:
+def greet(namespace: Namespace, ip: str, port: int, timeout: float = 30) -> Greeting:
     """One TCP connection from the namespace."""
     with namespace.entered():
         connection = socket.create_connection((ip, port), timeout=timeout)
@@ -102,7 +102,7 @@ def greet(namespace: Namespace, ip: str, port: int, timeout: float = 2) -> Greet
         return Greeting(pod, seen, own[0], own[1])
 
 
-def greet_udp(namespace: Namespace, ip: str, port: int, own_port: int = 0, timeout: float = 2) -> Greeting:
+def greet_udp(namespace: Namespace, ip: str, port: int, own_port: int = 0, timeout: float = 30) -> Greeting:
     """One UDP request from the namespace."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with namespace.entered():
