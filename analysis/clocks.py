@@ -9,6 +9,7 @@ cut in two until they hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ FEWEST_SECONDS: Final = 5
 """With packets each way, for a slope."""
 STEEPEST, FLATTEST = 1e-3, 1e-9
 """No clock gains more, and no difference below matters: 1,000 and 0.001 parts in a million."""
+CROSSING: Final = np.dtype([("left", "i8"), ("right", "i8"), ("difference", "i8"), ("forth", "?")])
+"""A packet that two nodes saw: when, and how much later on the right, by the nodes' own clocks."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Offset:
     """Seen by both, both ways."""
 
 
-def clock_offsets(seen: Records, node: Integers) -> list[Offset]:
-    """The offsets of all nodes that share packets with the first one, directly or by others; of that one, none.
+Crossings = dict[tuple[int, int], Records]
+"""For each two nodes (left, right) CROSSINGs of the packets that both saw."""
 
-    `seen`: SEEN by the nodes' own clocks, sorted by (packet, ts); `node`: the node of each flow.
-    """
-    crossings = _crossings(seen, node)
+
+def clock_offsets(parts: Iterable[Crossings]) -> list[Offset]:
+    """The offsets of all nodes that share packets with the first one, directly or by others; of that one, none."""
+    crossings = _joined(parts)
     found: list[Offset] = []
     known = {0}
     while True:
@@ -104,11 +108,21 @@ def bounds(node: Integers, offsets: list[Offset]) -> Integers:
     return widest[node]
 
 
-CROSSING: Final = np.dtype([("left", "i8"), ("right", "i8"), ("difference", "i8"), ("forth", "?")])
+def _joined(parts: Iterable[Crossings]) -> Crossings:
+    """Of each two nodes all crossings, if there are any both ways."""
+    pairs: dict[tuple[int, int], list[Records]] = {}
+    for part in parts:
+        for pair, rows in part.items():
+            pairs.setdefault(pair, []).append(rows)
+    joined = {pair: rooms.joined(rows, CROSSING) for pair, rows in pairs.items()}
+    return {pair: rows for pair, rows in joined.items() if rows["forth"].any() and not rows["forth"].all()}
 
 
-def _crossings(seen: Records, node: Integers) -> dict[tuple[int, int], Records]:
-    """For each two nodes (left, right) the packets that both saw: time at each, and the difference over the wire."""
+def crossings_of(seen: Records, node: Integers) -> Crossings:
+    """The packets of whole connections that two nodes saw, as long as each of both ways is there.
+
+    `seen`: SEEN by the nodes' own clocks, sorted by (packet, ts); `node`: the node of each flow.
+    """
     order = np.argsort(seen["packet"].astype(np.int64) * (node.max(initial=0) + 1) + node[seen["flow"]], kind="stable")
     rows, nodes = rooms.taken(seen, order), node[seen["flow"][order]]
     if not len(rows):
@@ -121,12 +135,14 @@ def _crossings(seen: Records, node: Integers) -> dict[tuple[int, int], Records]:
     while (same := packet[step:] == packet[:-step]).any():
         a = np.flatnonzero(same)
         b = a + step
-        for left, right in {*zip(nodes[a].tolist(), nodes[b].tolist(), strict=True)}:
-            at = (nodes[a] == left) & (nodes[b] == right)
-            pairs.setdefault((left, right), []).append(_directed(way[a[at]], first, last, a[at], b[at]))
+        both = nodes[a] << 32 | nodes[b]
+        for pair in np.unique(both).tolist():
+            at = both == pair
+            pairs.setdefault((pair >> 32, pair & 0xFFFFFFFF), []).append(
+                _directed(way[a[at]], first, last, a[at], b[at])
+            )
         step += 1
-    joined = {pair: rooms.joined(parts, CROSSING) for pair, parts in pairs.items()}
-    return {pair: rows for pair, rows in joined.items() if rows["forth"].any() and not rows["forth"].all()}
+    return {pair: rooms.joined(parts, CROSSING) for pair, parts in pairs.items()}
 
 
 def _directed(way: Integers, first: Integers, last: Integers, a: Integers, b: Integers) -> Records:

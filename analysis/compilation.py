@@ -22,6 +22,7 @@ from analysis.columns_kernels import write_community_ids
 from analysis.dns import Dns
 from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, find_candidates, read_messages
+from analysis.flow_facts import FLOW_FACTS
 from analysis.flows import Flows, one_way_icmp
 from analysis.framing_kernels import CLOCK, scan_blocks, scan_records
 from analysis.layout import FRAGMENT_FIRST, FRAME, PACKET, POINT_UNNAMED, VERDICT
@@ -34,7 +35,7 @@ from analysis.parquet_kernels import encode_page
 from analysis.paths import SEEN, STEP, paths
 from analysis.retransmits import Retransmits
 from analysis.retransmits_kernels import classify
-from analysis.sightings import CARRIED, FLOW_FACTS, SIGHTING
+from analysis.sightings import CARRIED, SIGHTING
 
 BYTES: Final = np.zeros(64, np.uint8)
 NUMBERS: Final = np.zeros(1, np.int64)

@@ -101,8 +101,10 @@ def both_sides(
     pairs, crowded = _of_common_end(groups, before & free, behind & free)
     free[pairs] = False
     turned = turned[(between < 0) & (free & ~crowded)[turned].all(axis=1)]
-    ports = _ports_of_bridges(facts["point"][known].astype(np.int64), flows)
-    forwarded = _are_forwarded(groups[turned[:, 0]], groups[turned[:, 1]], ports)
+    forwarded = np.ones(len(turned), np.bool_)
+    if len(turned):
+        ports = _ports_of_bridges(facts["point"][known].astype(np.int64), flows)
+        forwarded = _are_forwarded(groups[turned[:, 0]], groups[turned[:, 1]], ports)
     whole = threes[_fit_nothing_else(threes, many), :2]
     halves = np.unique(threes[:, ::2], axis=0)
     halves = halves[_fit_nothing_else(halves, many)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from analysis.enrich import known_interfaces
 from analysis.identities import Clocks, Identities, add_identities
 from analysis.layout import LINKTYPE_NFLOG, LINKTYPE_SLL, NANOSECONDS
 from analysis.recordings import plain_rows, rows_of
-from analysis.schemas import CLOCKS, COVERAGE, GAPS, SEGMENTS, Table
+from analysis.schemas import CLOCKS, CONNECTIONS, COVERAGE, GAPS, SEGMENTS, Table
 
 Integers = npt.NDArray[np.int64]
 
@@ -31,6 +32,8 @@ APART_NS: Final = NANOSECONDS // 100
 
 MOMENT_NS: Final = NANOSECONDS // 50
 """How long a packet takes through a node."""
+ROWS_TOGETHER: Final = 1 << 17
+"""So many rows of a derived table are written at a time."""
 _MIXED: Final = {str(LINKTYPE_SLL), str(LINKTYPE_NFLOG)}
 
 
@@ -41,24 +44,50 @@ def derive(root: Path, identities: Identities) -> None:
     """
     if lake.is_derived(root):
         return
-    tables = {COVERAGE.name: coverage_of(root)}
-    if _has_several_points(root):
-        from analysis.endpoint_checks import add_endpoints  # what one capture of one interface can do without
-        from analysis.interfaces_seen import with_interfaces
-        from analysis.stitch import stitch
-        from analysis.stitched_tables import derived_tables
+    coverage = [(COVERAGE.name, coverage_of(root))]
+    with ExitStack() as open_:
+        connections = _connections(root, identities, open_) if _has_several_points(root) else iter(())
+        lake.derive(root, itertools.chain(coverage, connections))
 
-        stitched = stitch(root)
-        stitched.flows = with_interfaces(
-            stitched.flows, list(known_interfaces(root)), identities, stitched.by_reference
-        )
-        tables |= derived_tables(stitched)
-        apart = _apart(tables[CLOCKS.name])
-        _name_by_all_clocks(root, identities, apart)
-        clocks = _clocks_of(apart)
-        named = add_identities(identities, "connections", tables["connections"], other_clocks=clocks)
-        tables["connections"] = add_endpoints(identities.endpoints, named)
-    lake.derive(root, tables)
+
+def _connections(root: Path, identities: Identities, open_: ExitStack) -> Iterator[tuple[str, pa.Table]]:
+    """The tables of connections, some rows at a time; facts are named by all clocks before the first one comes."""
+    from analysis.connected import connect  # what one capture of one interface can do without
+    from analysis.endpoint_checks import add_endpoints
+    from analysis.interfaces_seen import with_interfaces
+    from analysis.stitch import stitched
+    from analysis.stitched_tables import clocks_table, stitched_tables
+
+    connected = connect(root, open_)
+    clocks = clocks_table(connected.offsets, connected.nodes)
+    apart = _apart(clocks)
+    _name_by_all_clocks(root, identities, apart)
+    connected.flows = with_interfaces(connected.flows, [*known_interfaces(root)], identities, connected.by_reference)
+
+    def named(table: str, rows: pa.Table) -> tuple[str, pa.Table]:
+        if table != CONNECTIONS.name:
+            return table, rows
+        rows = add_identities(identities, table, rows, other_clocks=_clocks_of(apart))
+        return table, add_endpoints(identities.endpoints, rows)
+
+    tables = (each for part in connected.parts() for each in stitched_tables(stitched(part)).items())
+    return itertools.chain([(CLOCKS.name, clocks)], itertools.starmap(named, _together(tables)))
+
+
+def _together(tables: Iterable[tuple[str, pa.Table]]) -> Iterator[tuple[str, pa.Table]]:
+    """The tables in fewer pieces: each has an overhead of its own."""
+    waiting: dict[str, list[pa.Table]] = {}
+    for table, rows in tables:
+        pieces = waiting.setdefault(table, [])
+        pieces.append(rows)
+        if sum(map(len, pieces)) >= ROWS_TOGETHER:
+            yield table, _joined(waiting.pop(table))
+    for table, pieces in waiting.items():
+        yield table, _joined(pieces)
+
+
+def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
+    return pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces).unify_dictionaries().combine_chunks()
 
 
 def _apart(clocks: pa.Table) -> dict[str, list[Offset]]:

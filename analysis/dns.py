@@ -206,7 +206,6 @@ class Dns:
         if max(TEXT_BYTES * capacity, 2 * text.size) > len(self._text):
             self._text = np.zeros(max(TEXT_BYTES * capacity, 2 * text.size), np.uint8)
         self._transactions.view(OPAQUE)[: len(records)] = records.view(OPAQUE)
-        self._transactions[len(records) :].view(np.uint8).fill(0)
         self._text[: text.size] = text
         self._values.fill(-1)
         self._state[kernels.COUNT] = len(records)

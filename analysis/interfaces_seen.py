@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import columns
+from analysis.flow_facts import Words, numbers
 from analysis.identities import Identities
 from analysis.ownerships import BEGINNING_NS, NO_END_NS
 from analysis.sandboxes import LATE_NS
-from analysis.sightings import numbers, word_numbers
 from analysis.timelines import NOBODY, Interval, Timelines
 
 Row = Mapping[str, Any]
@@ -27,10 +27,10 @@ UPLINK: Final = "uplink"
 
 
 def with_interfaces(flows: pa.Table, rows: Sequence[Row], identities: Identities, by_reference: Integers) -> pa.Table:
-    """`flows` (node, interface, first_seen) with `kind` and `pod` (namespace/name) of the interface, null if not known.
+    """`flows` with `kind` and `pod` (namespace/name) of the interface, null if not known.
 
-    `rows` are of schemas.INTERFACES with their node, times as nanoseconds; `by_reference`: first_seen by another clock
-    than the node's, which must not tell another pod.
+    `flows` have node and interface, as dictionaries, and first_seen; `rows` are of schemas.INTERFACES with their node,
+    times as nanoseconds; `by_reference`: first_seen by another clock than the node's, which must not tell another pod.
     """
     addresses = _addresses(rows)
     facts: dict[tuple[str | None, str | None], int] = {}
@@ -62,9 +62,9 @@ def _addresses(rows: Sequence[Row]) -> dict[tuple[Any, ...], str]:
 
 def _facts_at(flows: pa.Table, rows: Sequence[Row], owners: Sequence[int]) -> Integers:
     """For each flow what its interface was: one of `owners`, which say it of each row, or below 0."""
-    (node,), nodes = word_numbers(flows["node"])
-    (interface,), names = word_numbers(flows["interface"])
-    of_node, of_name = ({word: number for number, word in enumerate(words)} for words in (nodes, names))
+    nodes, names = Words(), Words()
+    node, interface = nodes.of(flows["node"]).astype(np.int64), names.of(flows["interface"]).astype(np.int64)
+    of_node, of_name = ({word: number for number, word in enumerate(words.all)} for words in (nodes, names))
     seen: list[Interval] = []
     told: list[Interval] = []
     for row, owner in zip(rows, owners, strict=True):

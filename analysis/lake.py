@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -104,8 +104,11 @@ def is_derived(root: Path) -> bool:
     return any(record.derived_from == _facts(records) for record in records if record.derived_from)
 
 
-def derive(root: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Replaces the derived tables by these, which were made of the facts that the lake has now."""
+def derive(root: Path, tables: Iterable[tuple[str, pa.Table]]) -> None:
+    """Replaces the derived tables by these, which were made of the facts that the lake has now.
+
+    A table may come in several pieces.
+    """
     records = read_records(root)
     facts = _facts(records)
     if not facts:
@@ -114,7 +117,7 @@ def derive(root: Path, tables: Mapping[str, pa.Table]) -> None:
     batch.record.derived_from = facts
     batch.record.replaces = [record.batch for record in records if record.derived_from]
     try:
-        for table, rows in tables.items():
+        for table, rows in tables:
             batch.add(table, rows)
         batch.commit()
     finally:
@@ -291,7 +294,8 @@ def _with_own_words(rows: pa.Table) -> pa.Table:
 
 
 def _writer_options(table: str) -> dict[str, Any]:
-    """Dictionaries for what repeats, and statistics of what is filtered by: words and times."""
+    """Dictionaries for what repeats, and statistics of what is filtered by: times and words, but not ids, which are
+    hashes: each row group has them from 0 to f."""
     words = [field.name for field in TABLES[table].schema if field.type == NAME]
     times = [field.name for field in TABLES[table].schema if pa.types.is_timestamp(field.type)]
     return {
@@ -299,7 +303,7 @@ def _writer_options(table: str) -> dict[str, Any]:
         "compression_level": 1,
         "use_dictionary": words,
         "column_encoding": dict.fromkeys(times, "DELTA_BINARY_PACKED"),
-        "write_statistics": words + times,
+        "write_statistics": [word for word in words if not word.endswith("uid")] + times,
     }
 
 

@@ -89,9 +89,8 @@ def events_of(
     way: Integers, ts: Integers, delay_ns: Integers, seq: npt.NDArray[np.uint32], row: Integers, sender_flow: Integers
 ) -> tuple[Records, Records]:
     """(EVENT, EVENT_WAY) of retransmissions, sorted by way and sequence number; `delay_ns` < 0: not seen before."""
-    begins_at: dict[int, int] = {}
-    base = np.array([begins_at.setdefault(w, s) for w, s in zip(way.tolist(), seq.tolist(), strict=True)], np.int64)
-    base = (base - BELOW) & 0xFFFFFFFF
+    _, first, place = np.unique(way, return_index=True, return_inverse=True)
+    base = (seq[first].astype(np.int64)[place] - BELOW) & 0xFFFFFFFF
     relative = (seq.astype(np.int64) - base) & 0xFFFFFFFF
     order = np.lexsort((ts, relative, way))
     events = np.empty(len(way), EVENT)

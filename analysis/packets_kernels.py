@@ -265,6 +265,19 @@ def enter_ip_tunnel(p, encapsulation):
 
 
 @inner
+def follow_source_route(data, p, at, end):
+    """A packet on a source route that is not used up (RFC 791, 3.1) is for the last address there, as for Wireshark."""
+    while at + 3 <= end and data[at]:
+        size = np.int64(data[at + 1]) if data[at] != 1 else 1
+        if (size < 2 and data[at] != 1) or at + size > end:
+            return
+        if (data[at] == 131 or data[at] == 137) and 4 <= data[at + 2] <= size - 3:
+            p["dst_lo"] = V4_MAPPED | np.uint64(be32(data, at + size - 4))
+            return
+        at += size
+
+
+@inner
 def decode_ipv4(data, p, at, end, wire):
     """Returns (protocol or NOTHING, at, wire) of the IP payload."""
     if wire < 20:
@@ -291,6 +304,8 @@ def decode_ipv4(data, p, at, end, wire):
     p["src_lo"] = V4_MAPPED | np.uint64(be32(data, at + 12))
     p["dst_hi"] = 0
     p["dst_lo"] = V4_MAPPED | np.uint64(be32(data, at + 16))
+    if header > 20:
+        follow_source_route(data, p, at + 20, min(at + header, end))
     fragment = be16(data, at + 6)
     set_fragment(p, (fragment & 0x1FFF) * 8, (fragment & 0x2000) != 0)
     protocol = np.int64(data[at + 9])
@@ -680,14 +695,12 @@ def decode_network(data, p, ethertype, at, end, wire, vxlan_ports):
             begin = at
             ethertype, at = decode_ethernet(data, p, at, end)
             wire -= at - begin
-        if ethertype == ETHERTYPE_PPPOE:
-            ethertype, then = decode_ppp(data, at + 6, end)
-            wire -= then - at
-            at = then
-        elif ethertype == ETHERTYPE_PPP:
-            ethertype, then = decode_ppp(data, at, end)
-            wire -= then - at
-            at = then
+        if ethertype == ETHERTYPE_PPPOE or ethertype == ETHERTYPE_PPP:
+            begin = at
+            if ethertype == ETHERTYPE_PPPOE and at + 6 <= end:  # behind its length is padding, whatever IP's length is
+                wire = min(wire, 6 + be16(data, at + 4))
+            ethertype, at = decode_ppp(data, at + 6 if ethertype == ETHERTYPE_PPPOE else at, end)
+            wire -= at - begin
         if ethertype == ETHERTYPE_MPLS or ethertype == ETHERTYPE_MPLS_MULTICAST:
             ethertype, at, wire = decode_mpls(data, p, at, end, wire)
             if ethertype == ETHERTYPE_TEB:

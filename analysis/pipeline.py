@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from analysis import columns, lake
+from analysis import columns, lake, rooms
 from analysis.derive import derive
 from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
@@ -134,8 +134,8 @@ def analyze(
     if segments:
         batch = lake.Batch(root, xxhash.xxh3_64_hexdigest(f"{time.time_ns()}{segments[0].path}".encode()))
         try:
-            line = _Line(batch, identities, summary, jobs or os.cpu_count() or 1, vxlan_ports, progress)
-            line.run(segments, told)
+            threads = jobs or os.cpu_count() or 1
+            _Line(batch, identities, summary, threads, vxlan_ports, progress).run(segments, told)
             batch.record.inputs = {segment.key: segment.bytes_read for segment in segments}
             batch.record.unsealed = {segment.key: segment.origin for segment in segments if segment.unsealed}
             batch.record.replaces = replaced
@@ -150,6 +150,7 @@ def analyze(
             batch.discard()
     if records and (is_learning or told.gaps):
         summary.learned = learn(root, identities, gaps_table(told.gaps))
+    rooms.give_back()
     derive(root, identities)
     summary.seconds = time.monotonic() - begun
     return summary

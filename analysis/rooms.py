@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from analysis.layout import CACHE_LINE
 
@@ -44,6 +47,13 @@ def taken(records: Array, at: Array) -> Array:
     """records[at], copied whole: numpy alone takes each apart, which is many times slower."""
     found: Array = records.view(np.dtype((np.void, records.itemsize)))[at].view(records.dtype)
     return found
+
+
+def give_back() -> None:
+    """Gives memory that nobody needs any more back to the system; allocators keep it, in pieces and for each thread."""
+    pa.default_memory_pool().release_unused()
+    with suppress(AttributeError):  # only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Ring:

@@ -1,8 +1,8 @@
-"""The derived tables, of what stitch.py found."""
+"""The derived tables, of what stitch.py found; each part of the connections is some rows of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis import columns
-from analysis.clocks import corrected
+from analysis import columns, rooms
+from analysis.clocks import Offset, corrected
 from analysis.paths import NOWHERE
 from analysis.schemas import CONNECTIONS, NAME, TABLES
 from analysis.stitch import Stitched
@@ -23,22 +23,30 @@ _PLACE: Final = ("node", "interface", "encapsulation")
 _POINT: Final = (*_PLACE, "kind", "pod")
 
 
-def derived_tables(stitched: Stitched) -> dict[str, pa.Table]:
+def stitched_tables(stitched: Stitched) -> dict[str, pa.Table]:
     """What of schemas.DERIVED is stitched, by name; connections without the columns that identities.py fills in.
 
     `stitched.flows` are those of interfaces_seen.with_interfaces().
     """
-    flows = stitched.flows
-    for name in ("protocol", *_POINT):
-        flows = flows.set_column(flows.schema.get_field_index(name), name, _typed(flows[name], NAME))
-    stitched = replace(stitched, flows=flows)
     return {
         "connections": _connections(stitched),
         "connection_flows": _connection_flows(stitched),
         "hops": _hops(stitched),
         "losses": _losses(stitched),
-        "clocks": _clocks(stitched),
     }
+
+
+def clocks_table(offsets: list[Offset], nodes: Sequence[str]) -> pa.Table:
+    """schemas.CLOCKS; `nodes`: all of them, in the order of their names."""
+    values: dict[str, Any] = {
+        "node": [nodes[each.node] for each in offsets],
+        "reference": [nodes[0]] * len(offsets),
+        "start": columns.times(np.array([each.start_ns for each in offsets], np.int64)),
+        "end": columns.times(np.array([each.end_ns for each in offsets], np.int64)),
+        **{name: [getattr(each, name) for each in offsets] for name in ("offset_ns", "drift_ppb", "bound_ns")},
+        "packets": [each.packets for each in offsets],
+    }
+    return _table("clocks", values)
 
 
 def _connections(stitched: Stitched) -> pa.Table:
@@ -53,27 +61,28 @@ def _connections(stitched: Stitched) -> pa.Table:
     resp_ip, resp_port = _end(stitched, "resp", primary)
     backend_ip, backend_port = _end(stitched, "resp", near_resp)
     snat_ip, snat_port = _end(stitched, "orig", near_resp)
-    points, kinds = _point_names(stitched), stitched.flows["kind"].combine_chunks()
-    same = columns.plain(pc.and_(pc.equal(orig_ip, snat_ip), pc.equal(orig_port, snat_port)), True)
-    turned = columns.array(np.arange(len(same)), ~same)
+    words = _point_names(stitched), columns.whole(stitched.flows["kind"])
+    path, path_kinds = _along_path(stitched, 1, roots, words)
+    return_path, return_path_kinds = _along_path(stitched, 0, roots, words)
+    same = (orig_ip == snat_ip) & columns.plain(pc.equal(orig_port, snat_port), True)
     values = {
-        "connection_uid": _of_flows(stitched, "flow_uid", primary),
+        "connection_uid": columns.uid_text(stitched.facts["uid"][primary]),
         "protocol": _names(stitched, "protocol", primary),
         "first_seen": columns.times(begin[roots]),
         "last_seen": columns.times(end[roots]),
-        "orig_ip": orig_ip,
+        "orig_ip": _addresses(stitched, orig_ip),
         "orig_port": orig_port,
-        "resp_ip": resp_ip,
+        "resp_ip": _addresses(stitched, resp_ip),
         "resp_port": resp_port,
-        "backend_ip": backend_ip,
+        "backend_ip": _addresses(stitched, backend_ip),
         "backend_port": backend_port,
-        "snat_ip": snat_ip.take(turned),
-        "snat_port": snat_port.take(turned),
+        "snat_ip": _addresses(stitched, np.where(same, -1, snat_ip)),
+        "snat_port": snat_port.take(columns.array(np.arange(len(same)), ~same)),
         "flows": np.bincount(connection, minlength=len(connection))[roots],
-        "path": _along_path(stitched, 1, roots, points),
-        "return_path": _along_path(stitched, 0, roots, points),
-        "path_kinds": _along_path(stitched, 1, roots, kinds),
-        "return_path_kinds": _along_path(stitched, 0, roots, kinds),
+        "path": path,
+        "return_path": return_path,
+        "path_kinds": path_kinds,
+        "return_path_kinds": return_path_kinds,
     }
     return _table("connections", values)
 
@@ -88,8 +97,8 @@ def _connection_flows(stitched: Stitched) -> pa.Table:
     )
     way = 2 * stitched.connection
     values = {
-        "connection_uid": _of_flows(stitched, "flow_uid", stitched.primary),
-        "flow_uid": stitched.flows["flow_uid"],
+        "connection_uid": columns.uid_text(stitched.facts["uid"][stitched.primary]),
+        "flow_uid": columns.uid_text(stitched.facts["uid"]),
         "role": roles.astype(object),
         "is_primary": stitched.primary == flow,
         "counts_orig": stitched.sender_flow[way + 1] == flow,
@@ -105,7 +114,7 @@ def _hops(stitched: Stitched) -> pa.Table:
     """Hops that packets were seen to take, and those that they were lost on."""
     seen = stitched.hops
     lost, last, after = _lost(stitched)
-    segments = columns.plain(stitched.retransmits["tcp_segments"])[stitched.events["row"][lost]]
+    segments = stitched.retransmits["tcp_segments"][stitched.events["row"][lost]]
     way = np.append(seen["way"], stitched.event_ways["way"][lost])
     one, other = np.append(seen["flow"], last), np.append(seen["next_flow"], after)
     is_packet = np.arange(len(way)) < len(seen)
@@ -145,15 +154,15 @@ def _losses(stitched: Stitched) -> pa.Table:
     order = np.lexsort((resent, stitched.events["row"][event]))
     event, last, after, resent = event[order], last[order], after[order], resent[order]
     ways = stitched.event_ways[event]
-    told = stitched.retransmits.take(columns.array(stitched.events["row"][event]))
+    told = rooms.taken(stitched.retransmits, stitched.events["row"][event])
     values = {
-        "ts": told["ts"],
+        "ts": columns.times(told["ts"]),
         "resent": resent,
         "connection_uid": _uids(stitched, stitched.primary[ways["flow"]]),
-        "flow_uid": told["flow_uid"],
+        "flow_uid": _uids(stitched, told["flow"]),
         "sender": _senders(ways["way"]),
-        "seq": told["seq"],
-        "tcp_segments": told["tcp_segments"],
+        "seq": columns.array(told["seq"]),
+        "tcp_segments": columns.array(told["tcp_segments"]),
         "verdict": np.select([last < 0, after < 0], ["before", "arrived"], "lost").astype(object),
         "after_flow_uid": _uids(stitched, last),
         **_point(stitched, "after", last),
@@ -169,21 +178,6 @@ def _lost(stitched: Stitched) -> tuple[Integers, Integers, Integers]:
     event = [np.flatnonzero((each >= 0).all(axis=1)) for each in sends]
     last, after = np.concatenate([each[at] for each, at in zip(sends, event, strict=True)]).T
     return np.concatenate(event), last, after
-
-
-def _clocks(stitched: Stitched) -> pa.Table:
-    numbers, first = np.unique(stitched.facts["node"], return_index=True)
-    nodes = dict(zip(numbers.tolist(), stitched.flows["node"].take(columns.array(first)).to_pylist(), strict=True))
-    offsets = stitched.offsets
-    values: dict[str, Any] = {
-        "node": [nodes[each.node] for each in offsets],
-        "reference": [nodes[0]] * len(offsets),
-        "start": columns.times(np.array([each.start_ns for each in offsets], np.int64)),
-        "end": columns.times(np.array([each.end_ns for each in offsets], np.int64)),
-        **{name: [getattr(each, name) for each in offsets] for name in ("offset_ns", "drift_ppb", "bound_ns")},
-        "packets": [each.packets for each in offsets],
-    }
-    return _table("clocks", values)
 
 
 # --- Parts -----------------------------------------------------------------------------------------------------------
@@ -207,14 +201,18 @@ def _nearest(stitched: Stitched, orig: bool) -> Integers:
     return np.where(nearest[connection] < 0, stitched.primary, nearest[connection])
 
 
-def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Any, Any]:
-    """Address and port of the connection's orig or resp, as these flows have them."""
-    is_orig = columns.array(stitched.flipped[flow] == (side == "resp"))
-    ip, port = (
-        pc.if_else(is_orig, _of_flows(stitched, f"orig_{what}", flow), _of_flows(stitched, f"resp_{what}", flow))
-        for what in ("ip", "port")
-    )
-    return ip, port
+def _end(stitched: Stitched, side: str, flow: Integers) -> tuple[Integers, Any]:
+    """Address (its number) and port of the connection's orig or resp, as these flows have them."""
+    is_orig = stitched.flipped[flow] == (side == "resp")
+    ip = np.where(is_orig, stitched.facts["orig"][flow], stitched.facts["resp"][flow])
+    ports = (columns.whole(stitched.flows[name]).take(columns.array(flow)) for name in ("orig_port", "resp_port"))
+    return ip, pc.if_else(columns.array(is_orig), *ports)
+
+
+def _addresses(stitched: Stitched, numbers: Integers) -> Any:
+    """The addresses of these numbers, null where one is below 0."""
+    found, index = np.unique(numbers, return_inverse=True)
+    return columns.some_names(index, [stitched.addresses[number] if number >= 0 else None for number in found.tolist()])
 
 
 def _point_names(stitched: Stitched) -> Any:
@@ -224,23 +222,20 @@ def _point_names(stitched: Stitched) -> Any:
     return columns.names(index, ["/".join(part for part in place if part) for place in places])
 
 
-def _along_path(stitched: Stitched, sent: int, roots: Integers, words: Any) -> Any:
-    """For each connection the words of its flows (a dictionary), in the order of its path."""
+def _along_path(stitched: Stitched, sent: int, roots: Integers, words: Sequence[Any]) -> list[Any]:
+    """For each connection the words of its flows (dictionaries), in the order of its path."""
     position = stitched.position[:, sent]
     rank = np.full(len(position), len(roots))
     rank[roots] = np.arange(len(roots))
-    order = np.lexsort((position, rank[stitched.connection]))
+    rank = rank[stitched.connection]
+    order = np.lexsort((position, rank))
     order = order[position[order] < NOWHERE]
-    counts = np.bincount(rank[stitched.connection[order]], minlength=len(roots))
-    return _lists(counts, words.take(columns.array(order)).cast(pa.string()))
+    counts, at = np.bincount(rank[order], minlength=len(roots)), columns.array(order)
+    return [_lists(counts, each.take(at).cast(pa.string())) for each in words]
 
 
 def _point(stitched: Stitched, prefix: str, flow: Integers) -> dict[str, Any]:
     return {f"{prefix}_{name}": _names(stitched, name, flow) for name in _POINT}
-
-
-def _of_flows(stitched: Stitched, name: str, flow: Integers) -> Any:
-    return stitched.flows[name].combine_chunks().take(columns.array(flow))
 
 
 def _uids(stitched: Stitched, flow: Integers) -> Any:

@@ -41,10 +41,12 @@ def parse_duration(text: str) -> int:
 
 
 def parse_time(text: str, now_ns: int, *, future: bool = False) -> int:
-    """UTC nanoseconds of a time as people write it; `15m` is before `now_ns`, and in the `future` `+15m` after it.
+    """UTC nanoseconds of a time as people write it; `15m` is before `now_ns` (`now`), in the `future` `+15m` after it.
 
     A time without a zone is UTC, as in analysis. ValueError where it is none of RFC 3339, epoch seconds and relative.
     """
+    if text == "now":
+        return now_ns
     if DURATION_TEXT.fullmatch(text):
         return now_ns - parse_duration(text)
     if future and text.startswith("+") and DURATION_TEXT.fullmatch(text[1:]):
@@ -61,7 +63,7 @@ def parse_time(text: str, now_ns: int, *, future: bool = False) -> int:
     ahead = ", or how long from now (+15m)" if future else ""
     raise ValueError(
         f"'{text}' is not a time: write RFC 3339 (2026-03-01T14:03:00Z), epoch seconds (1772373780), "
-        f"how long ago (15m, 2h, 1d){ahead}"
+        f"how long ago (15m, 2h, 1d), now{ahead}"
     )
 
 

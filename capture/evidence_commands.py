@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -173,6 +174,7 @@ def collect(
         place = source.cluster.connection.host
     asked = {"since": since, "until": until, "namespace": selection.namespace, "selector": selector}
     asked |= {"nodes": ",".join(nodes), "from": place, "reason": reason}
+    is_new = not output.exists()
     request = prepare(output, _window(since, until, asked), _say)
     if request is None:
         return
@@ -195,6 +197,10 @@ def collect(
     except KeyboardInterrupt:
         _say(f"interrupted: run the same command again, it goes on in {output}")
         raise click.exceptions.Exit(INTERRUPTED) from None
+    finally:
+        if is_new:
+            with suppress(OSError):  # there is something in it, most often
+                output.rmdir()
     for note in getattr(source, "notes", []):
         _say(note)
     _show_bundle(head)

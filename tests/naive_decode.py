@@ -192,6 +192,8 @@ def _network(packet: Fields, ethertype: int, rest: Rest, vxlan_ports: Collection
         if ethertype == TEB:
             ethertype, rest = _ethernet(packet, rest)
         if ethertype == PPPOE:
+            if rest.at + 6 <= rest.end:
+                rest.wire = min(rest.wire, 6 + rest.number("H", 4))
             ethertype, rest = _ppp(rest.after(6))
         elif ethertype == PPP:
             ethertype, rest = _ppp(rest)
@@ -260,6 +262,15 @@ def _ipv4(packet: Fields, rest: Rest) -> tuple[int, Rest]:
         "src_hi": 0, "src_lo": 0xFFFF << 32 | rest.number("I", 12),
         "dst_hi": 0, "dst_lo": 0xFFFF << 32 | rest.number("I", 16),
     }  # fmt: skip
+    options = rest.data[rest.at + 20 : min(rest.at + header, rest.end)]
+    while len(options) >= 3 and options[0]:
+        size = options[1] if options[0] != 1 else 1
+        if size < (2 if options[0] != 1 else 1) or size > len(options):
+            break
+        if options[0] in (131, 137) and 4 <= options[2] <= size - 3:
+            packet["dst_lo"] = 0xFFFF << 32 | int.from_bytes(options[size - 4 : size], "big")
+            break
+        options = options[size:]
     rest.wire = total
     return packet["protocol"], rest.after(header)
 

@@ -58,6 +58,7 @@ ASCII = st.characters(codec="ascii")
 TIMES = st.one_of(
     *(st.from_regex(form, fullmatch=True, alphabet=ASCII) for form in (window.RELATIVE, window.EPOCH, window.RFC3339)),
     st.datetimes().map(lambda time: f"{time.isoformat()}Z"),
+    st.just("now"),
     st.text(ASCII, max_size=30),
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.clocks import clock_offsets
+from analysis.clocks import clock_offsets, crossings_of
 from analysis.lake_reader import Lake, open_lake
 from analysis.paths import SEEN
 from analysis.pipeline import analyze
@@ -192,6 +192,6 @@ def test_an_offset_is_that_of_the_wire_though_clocks_make_the_points_of_two_node
         rows["flow"] = [0, 1, 2, 3] if way else [3, 2, 1, 0]
         rows["ts"] = packet * SECOND // 20 + np.array([0, 10_000, 60_000, 70_000]) + offset_ns * node[rows["flow"]]
         rows[:] = rows[np.argsort(rows["ts"])]
-    (offset,) = clock_offsets(seen, node)
+    (offset,) = clock_offsets([crossings_of(seen, node)])
     assert (offset.node, offset.bound_ns) == (1, 50_000)
     assert abs(offset.offset_ns - offset_ns) <= 10

@@ -169,6 +169,16 @@ def test_only_the_packets_of_chosen_pods_come_also_of_those_that_are_gone(world:
     assert world.head.selection["selector"] == "app=web"
 
 
+def test_of_a_window_that_nobody_recorded_no_folder_stays(world: World) -> None:
+    for made in (False, True):
+        if made:
+            world.bundle.mkdir()  # by who calls: it is theirs
+        window = ("--since", "2024-01-01T00:00:00Z", "--until", "2024-01-02T00:00:00Z")
+        done = world.run("collect", *window, "-o", world.bundle)
+        assert (done.returncode, "no node has anything of" in done.stderr) == (1, True), done.stderr
+        assert world.bundle.exists() == made
+
+
 def test_without_a_journal_the_pods_of_now_are_taken_and_that_is_said(world: World) -> None:
     world.server.delete(podtap_pod("podtap-journal-0", "journal", "node-a"))
     world.server.apply(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from analysis.connections import connections_of
-from analysis.sightings import FLOW_FACTS, SIGHTING
+from analysis.flow_facts import FLOW_FACTS
+from analysis.sightings import SIGHTING
 
 CLIENT, OTHER, VIP, VIP2, POD, POD2, NODE, OUTSIDE, GATEWAY = range(9)
 VETH, BRIDGE, UPLINK, OTHER_VETH = range(4)
@@ -65,7 +66,7 @@ def joined(*flows: dict[str, Any], seen: tuple[tuple[int, int], ...] = ()) -> li
     sightings = np.zeros(len(seen), SIGHTING)
     for sighting, (number, key) in zip(sightings, sorted(seen, key=lambda each: each[::-1]), strict=True):
         sighting["flow"], sighting["key"], sighting["sender"] = order.tolist().index(number), key, 1
-    connection, _ = connections_of(facts[order], sightings)
+    connection, _ = connections_of(facts[order], [sightings])
     sets: dict[int, list[int]] = {}
     for place, root in enumerate(connection.tolist()):
         sets.setdefault(root, []).append(int(order[place]))

@@ -180,9 +180,8 @@ def test_a_pod_that_another_clock_would_not_tell_is_not_told(tmp_path: Path) -> 
         [Manifest("prod", "a", "x", at(-9000), at(60), 276, 0, 0, 0, "", interfaces=interfaces("veth1", CLIENT)[3:])]
     ).to_pylist()
     row |= {"node": "a", "start": None, "end": None, "seen_from": at(-9000), "seen_until": at(60)}
-    flows = pa.table(
-        {"node": ["a"], "interface": ["veth1"], "first_seen": pa.array([at(30)], pa.timestamp("ns", tz="UTC"))}
-    )
+    words = {name: pa.array([word]).dictionary_encode() for name, word in (("node", "a"), ("interface", "veth1"))}
+    flows = pa.table({**words, "first_seen": pa.array([at(30)], pa.timestamp("ns", tz="UTC"))})
     for by_reference, pod_name in ((at(29), "shop/new"), (at(-5000), None)):
         found = with_interfaces(flows, [row], identities, np.array([by_reference]))
         assert found["pod"].to_pylist() == [pod_name]

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from scapy.contrib.geneve import GENEVE
 from scapy.contrib.mpls import MPLS
-from scapy.layers.inet import GRE, ICMP, IP, TCP, UDP, IPOption
+from scapy.layers.inet import (
+    GRE,
+    ICMP,
+    IP,
+    TCP,
+    UDP,
+    IPOption,
+    IPOption_LSRR,
+    IPOption_NOP,
+    IPOption_RR,
+    IPOption_SSRR,
+)
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     IPv6,
@@ -348,6 +359,53 @@ def test_noise_decodes_as_in_the_naive_twin(link_type: int) -> None:
     random_ = random.Random(link_type)
     frames = [random_.randbytes(random_.randrange(80)) for _ in range(PACKETS_EACH)]
     assert_same([(frame, len(frame) + random_.choice((0, 0, 100))) for frame in frames], link_type)
+
+
+SOURCE_ROUTES: list[tuple[Packet, str]] = [
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"])]), "9.9.9.2"),
+    (IP(options=[IPOption_NOP(), IPOption_SSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=8)]), "9.9.9.2"),
+    (IP(options=[IPOption_RR(routers=["9.9.9.5"]), IPOption_LSRR(routers=["9.9.9.1"])]), "9.9.9.1"),
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=12)]), "2.2.2.2"),
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=11)]), "2.2.2.2"),
+    (IP(options=[IPOption_LSRR(routers=["9.9.9.1", "9.9.9.2"], pointer=3)]), "2.2.2.2"),
+    (IP(options=[IPOption_LSRR(routers=[])]), "2.2.2.2"),
+    (IP(options=[IPOption_RR(routers=["9.9.9.1"])]), "2.2.2.2"),
+]
+"""Headers, and the destination that tshark 4.0 tells of each."""
+
+
+def routed() -> list[bytes]:
+    for header, _ in SOURCE_ROUTES:
+        header.src, header.dst = "1.1.1.1", "2.2.2.2"
+    return [bytes(header / TCP(sport=1000, dport=80) / b"hello") for header, _ in SOURCE_ROUTES]
+
+
+def test_a_packet_is_for_the_end_of_its_source_route() -> None:
+    packets = decode([(frame, len(frame)) for frame in routed()], layout.LINKTYPE_RAW)
+    found = [str(ipaddress.IPv4Address(int(lo) & 0xFFFFFFFF)) for lo in packets["dst_lo"]]
+    assert found == [address for _, address in SOURCE_ROUTES]
+    assert list(packets["dst_port"]) == [80] * len(SOURCE_ROUTES)
+
+
+def test_damaged_source_routes_decode_as_in_the_naive_twin() -> None:
+    random_ = random.Random(1)
+    assert_same([damaged(random_, frame) for frame in routed() for _ in range(PACKETS_EACH)], layout.LINKTYPE_RAW)
+
+
+def test_padding_behind_pppoe_is_no_payload() -> None:
+    """Also where IP's own length says otherwise: 46 bytes of which PPPoE has 40, as tshark sees it."""
+    segment = bytes(IP(src="1.1.1.1", dst="2.2.2.2", len=46) / TCP(sport=1000, dport=80))
+    frame = bytes(Ether(type=0x8864) / Raw(struct.pack("!BBHHH", 0x11, 0, 7, 42, 0x21) + segment + bytes(12)))
+    packet = decode([(frame, len(frame))], layout.LINKTYPE_ETHERNET)[0]
+    assert (packet["ip_length"], packet["payload_length"]) == (40, 0)
+    assert packet["malformed"] == layout.MALFORMED_IP
+
+
+def test_damaged_pppoe_decodes_as_in_the_naive_twin() -> None:
+    random_ = random.Random(2)
+    segment = bytes(IP(src="1.1.1.1", dst="2.2.2.2") / TCP(sport=1000, dport=80) / b"hello")
+    frame = bytes(Ether(type=0x8864) / Raw(struct.pack("!BBHHH", 0x11, 0, 7, 47, 0x21) + segment + bytes(9)))
+    assert_same([damaged(random_, frame) for _ in range(10 * PACKETS_EACH)], layout.LINKTYPE_ETHERNET)
 
 
 def test_arp_is_arp_also_behind_a_vlan_tag() -> None:

@@ -592,6 +592,7 @@ class TestTimes:
             ("15m", NOW - 15 * MINUTE),
             ("1h30m", NOW - 90 * MINUTE),
             ("2d", NOW - 48 * 60 * MINUTE),
+            ("now", NOW),
             ("1772366400", NOW),
             ("1772366400.25", NOW + SECOND // 4),
             ("2026-03-01T12:00:00Z", NOW),

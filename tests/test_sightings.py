@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis import columns
-from analysis.sightings import uid_numbers
+from analysis.flow_facts import uid_numbers
 
 
 def test_uids_are_hexadecimal_numbers() -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from analysis import losses_kernels, paths_kernels, sightings_kernels
+from analysis.flow_facts import FLOW_FACTS
 from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN
 from analysis.losses import EVENT, EVENT_WAY, FLOW_CLOCK, SEND, events_of
 from analysis.paths import SEEN, STEP, by_packet
-from analysis.sightings import CARRIED, FLOW_FACTS, SIGHTING
+from analysis.sightings import CARRIED, SIGHTING
 from tests import naive_stitch as naive
 
 pytestmark = pytest.mark.kernel

@@ -23,10 +23,12 @@ RFC3339: Final = re.compile(
 
 
 def parse_time(text: str, now_ns: int) -> int:
-    """UTC nanoseconds of a time as people write it; `15m`, `1h30m`, `2d` are before `now_ns`, as kubectl's --since.
+    """UTC nanoseconds of a time as people write it; `15m`, `1h30m`, `2d` are before `now_ns` (`now`), as kubectl's.
 
     A time without a zone is UTC. Raises UsageError where it is none of RFC 3339, epoch seconds and relative.
     """
+    if text == "now":
+        return now_ns
     if RELATIVE.fullmatch(text):
         return now_ns - sum(int(n) * UNIT_NS[unit] for n, unit in re.findall(r"(\d+)([smhd])", text))
     if epoch := EPOCH.fullmatch(text):
@@ -39,8 +41,8 @@ def parse_time(text: str, now_ns: int) -> int:
             raise UsageError(f"'{text}' is not a time: {error}") from error
         return int(whole.timestamp()) * NANOSECONDS + _fraction_ns(fraction)
     raise UsageError(
-        f"'{text}' is not a time: write RFC 3339 (2026-03-01T14:03:00Z), epoch seconds (1772373780) "
-        "or how long ago (15m, 2h, 1d)"
+        f"'{text}' is not a time: write RFC 3339 (2026-03-01T14:03:00Z), epoch seconds (1772373780), "
+        "how long ago (15m, 2h, 1d) or now"
     )
 
 
