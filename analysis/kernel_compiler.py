@@ -3,7 +3,6 @@
 Numba alone optimises every function and makes machine code of it, and does so again with all that it calls for whoever
 calls it. Here only kernels are optimised, with all that they call, which takes two thirds of the time.
 
-
 Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
 """
 
