@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -93,7 +94,7 @@ def analyze(
         seconds = 5 + 20 // processes
         click.echo(f"first run on this machine: compiling, which takes about {seconds} s once", err=True)
         compile_kernels(processes)
-    with _shown_progress() as progress:
+    with _shown_progress() as progress, _room_in(lake):
         summary = analyze_captures(inputs, lake, metadata, jobs, vxlan_ports, progress)
     if summary.learned and summary.unchanged:
         click.echo(f"no capture is new to {lake}, but what is known of the cluster and of recordings is", err=True)
@@ -126,7 +127,8 @@ def enrich(lake: Path, metadata: tuple[str, ...], more: tuple[str, ...]) -> None
     """
     from analysis.pipeline import enrich as enrich_lake
 
-    problems = enrich_lake(lake, (*metadata, *more))
+    with _room_in(lake):
+        problems = enrich_lake(lake, (*metadata, *more))
     click.echo(f"names are in {lake}; next: podtap report flows --lake {lake}", err=True)
     _exit_with(problems)
 
@@ -143,6 +145,18 @@ def _shown_progress() -> Iterator[Callable[[int, int | None, int], None] | None]
 
     with shown_progress(Console(stderr=True)) as progress:
         yield progress
+
+
+@contextmanager
+def _room_in(lake: Path) -> Iterator[None]:
+    """A full disk is told in a line: what was not committed is gone from it, and what was stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"{lake}: the lake can't be written: {os.strerror(error.errno)}"
+        raise PodtapError(f"{what}; make room, or choose another --lake, and run the same command again") from error
 
 
 def _exit_with(problems: list[Problem]) -> None:

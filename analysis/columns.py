@@ -91,7 +91,8 @@ def plain(column: Any, null: int = 0) -> Values:
         found = np.frombuffer(content, dtype, len(column), dtype.itemsize * column.offset)
     if column.null_count:
         bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[column.offset :][: len(column)]
-        found = np.where(bits, found, dtype.type(null))
+        # A product takes half as long as a choice, for it has no branches.
+        found = found * bits.astype(dtype) if null == 0 else np.where(bits, found, dtype.type(null))
     found.flags.writeable = False
     return found
 

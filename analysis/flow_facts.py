@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -80,7 +81,8 @@ class Words:
     """Words, numbered as they turn up; none at all is one, too."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str | None, int] = {}
+        self._numbers: defaultdict[str | None, int] = defaultdict()
+        self._numbers.default_factory = self._numbers.__len__
 
     def of(self, column: Any) -> npt.NDArray[np.int32]:
         """The number of each word of a dictionary column."""
@@ -88,7 +90,7 @@ class Words:
         return self.of_each([*column.dictionary.to_pylist(), None])[columns.plain(column.indices, -1)]
 
     def of_each(self, words: Sequence[str | None]) -> npt.NDArray[np.int32]:
-        return np.array([self._numbers.setdefault(word, len(self._numbers)) for word in words], np.int32)
+        return np.array([self._numbers[word] for word in words], np.int32)
 
     @property
     def all(self) -> list[str | None]:

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -252,7 +253,8 @@ class Batch:
 
     def discard(self) -> None:
         for writer in self._writers.values():
-            writer.close()
+            with suppress(OSError):  # as where the disk is full
+                writer.close()
         self._writers.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
         if (self.root / WIP).exists() and not any((self.root / WIP).iterdir()):

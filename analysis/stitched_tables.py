@@ -92,14 +92,12 @@ def _connection_flows(stitched: Stitched) -> pa.Table:
     alone = np.bincount(stitched.connection, minlength=len(flow))[stitched.connection] == 1
     aside = (stitched.position >= NOWHERE).all(axis=1)
     near_orig, near_resp = (_nearest(stitched, orig) == flow for orig in (True, False))
-    roles = np.select(
-        [alone | (near_orig & near_resp), aside, near_orig, near_resp], ["only", "aside", "orig", "resp"], "between"
-    )
+    roles = {"only": alone | (near_orig & near_resp), "aside": aside, "orig": near_orig, "resp": near_resp}
     way = 2 * stitched.connection
     values = {
         "connection_uid": columns.uid_text(stitched.facts["uid"][stitched.primary]),
         "flow_uid": columns.uid_text(stitched.facts["uid"]),
-        "role": roles.astype(object),
+        "role": _first_true(roles, "between"),
         "is_primary": stitched.primary == flow,
         "counts_orig": stitched.sender_flow[way + 1] == flow,
         "counts_resp": stitched.sender_flow[way] == flow,
@@ -163,7 +161,7 @@ def _losses(stitched: Stitched) -> pa.Table:
         "sender": _senders(ways["way"]),
         "seq": columns.array(told["seq"]),
         "tcp_segments": columns.array(told["tcp_segments"]),
-        "verdict": np.select([last < 0, after < 0], ["before", "arrived"], "lost").astype(object),
+        "verdict": _first_true({"before": last < 0, "arrived": after < 0}, "lost"),
         "after_flow_uid": _uids(stitched, last),
         **_point(stitched, "after", last),
         "before_flow_uid": _uids(stitched, after),
@@ -250,6 +248,11 @@ def _names(stitched: Stitched, name: str, flow: Integers) -> Any:
 
 def _senders(way: Integers) -> Any:
     return columns.names((way & 1).astype(np.int32), ["resp", "orig"])
+
+
+def _first_true(words: dict[str, npt.NDArray[np.bool_]], otherwise: str) -> Any:
+    """The first word that is true of a row, as a dictionary."""
+    return columns.names(np.select([*words.values()], [*range(len(words))], len(words)), [*words, otherwise])
 
 
 def _or_null(position: Integers) -> Any:

@@ -12,9 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from analysis import lake, pipeline
 from analysis.schemas import TABLES, TIME
+from podtap import main
 from tests.tables import Analysed, analysed, assert_same_tables, stored
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_pcaps"
@@ -40,6 +42,25 @@ def test_the_same_bytes_from_a_pipe_twice_change_nothing(tmp_path: Path) -> None
     for _ in range(2):
         subprocess.run(command, input=Path(DNS).read_bytes(), cwd=SAMPLES.parent, check=True)
     assert_same_tables(Analysed(stored(tmp_path), []), analysed(DNS))
+
+
+@pytest.mark.parametrize("size", ["1m", "2m", "3m"])
+def test_a_full_disk_is_said_and_the_same_command_goes_on(size: str, tmp_path: Path) -> None:
+    """Of 4 MB, the facts take less than 3, so that what is derived from them is also what does not fit."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["analyze", str(SAMPLES / "incident"), "--lake", str(disk / "lake")]
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=True)
+    try:
+        full = CliRunner().invoke(main, command)
+        assert (full.exit_code, "make room, or choose another --lake" in full.stderr) == (1, True), full.stderr
+        assert not (disk / "lake" / lake.WIP).exists()
+        subprocess.run(["mount", "-o", "remount,size=30m", str(disk)], check=True)
+        again = CliRunner().invoke(main, command)
+        assert again.exit_code == 0, again.stderr
+        assert_same_tables(Analysed(stored(disk / "lake"), []), analysed(SAMPLES / "incident"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_another_input_adds_to_the_lake(tmp_path: Path) -> None:

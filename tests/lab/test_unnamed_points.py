@@ -121,7 +121,7 @@ def test_copies_are_no_retransmissions_and_no_connections(cni: str, gso: bool, i
             for _ in range(GREETINGS):
                 greet(client, near, 81)
             truth.settle()
-        counted = sum(truth.retransmitted_segments(pod) for pod in ("client", "web"))
+        counted = sum(truth.retransmitted_segments(pod.name) for pod in PODS)
     assert [each.error for each in done] == ["", ""]
     assert counted > 0
     named = {nodes: analysed(tmp_path, "named", *nodes) for nodes in KINDS["sll"]}
@@ -185,7 +185,7 @@ def test_where_headers_are_cut_nothing_that_was_sent_is_called_a_copy(gso: bool,
                 greet(client, near, 81)
                 greet_udp(client, near, 81)
             truth.settle()
-        counted = sum(truth.retransmitted_segments(pod) for pod in ("client", "web"))
+        counted = sum(truth.retransmitted_segments(pod.name) for pod in PODS)
     assert [each.error for each in done] == ["", ""]
     whole = analysed(tmp_path, f"named{SNAPLEN}", "node-a", "node-b")
     assert retransmitted(whole) == counted

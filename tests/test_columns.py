@@ -1,4 +1,4 @@
-"""What is read of the tables, before anything is compared."""
+"""Columns of the tables as numbers and words, before anything is compared."""
 
 from __future__ import annotations
 
