@@ -37,10 +37,6 @@ class KernelLibrary(JITCodeLibrary):
     def _optimize_functions(self, ll_module):
         ll_module.data_layout = self._codegen._data_layout
 
-    def _optimize_final_module(self):
-        passes, builder = self._codegen._module_pass_manager()
-        passes.run(self._final_module, builder)
-
 
 class PartLibrary(KernelLibrary):
     """The code of a function that kernels call. It is linked into theirs as it is, and never runs by itself."""
