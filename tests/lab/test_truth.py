@@ -43,7 +43,7 @@ def test_a_retransmission_in_segments() -> None:
 
 
 def test_labs_side_by_side_do_not_mix() -> None:
-    """They have the same addresses; only one of them loses anything."""
+    """They have the same addresses; only one loses anything, though on a busy machine the other's probes send again."""
     topology = Topology(pods=PODS, dns=False, proxy="none", gso=False)
     with Lab(topology) as one, Lab(topology) as other, Truth(one) as truth, Truth(other) as undisturbed:
         web = one.pod("web")
@@ -54,10 +54,12 @@ def test_labs_side_by_side_do_not_mix() -> None:
                     assert not download(lab.pod("client").namespace, web.ip, 500_000).error
         for each in (truth, undisturbed):
             each.settle()
-    assert len(truth.retransmissions("web")) > 0 and loss.lost > 0
-    assert truth.retransmitted_segments("web") == sum(each.tcp_segments for each in truth.retransmissions("web"))
-    assert {each.reason for each in truth.retransmissions("web")} & {"recovery", "loss", "probe"}
-    assert undisturbed.retransmissions("web") == [] and undisturbed.retransmitted_segments("web") == 0
+    again, others = truth.retransmissions("web"), undisturbed.retransmissions("web")
+    assert len(again) > 0 and loss.lost > 0
+    assert truth.retransmitted_segments("web") == sum(each.tcp_segments for each in again) >= loss.lost
+    assert {each.reason for each in again} & {"recovery", "loss", "probe"}
+    assert undisturbed.retransmitted_segments("web") == sum(each.tcp_segments for each in others)
+    assert set(again) & set(others) == set()
 
 
 def test_connections_bytes_and_handshakes(tmp_path: Path) -> None:

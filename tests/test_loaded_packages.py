@@ -1,0 +1,44 @@
+"""What commands load: the base install is click alone, and nobody waits for what they do not use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded_by(code: str) -> set[str]:
+    """Packages beyond the standard library that `code` loads in a fresh interpreter."""
+    program = f"""
+import json, sys
+before = set(sys.modules)
+try:
+    {code}
+except SystemExit:
+    pass
+sys.stderr.write("\\n" + json.dumps(sorted(set(sys.modules) - before)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {module.partition(".")[0] for module in json.loads(run.stderr.splitlines()[-1])} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]], ids=" ".join)
+def test_the_base_install_needs_click_only(arguments: list[str]) -> None:
+    assert loaded_by(f"import podtap; podtap.main({arguments})") <= {"podtap", "click"}
+
+
+def test_the_analysis_package_loads_nothing_until_asked() -> None:
+    assert loaded_by("import analysis") == {"analysis"}
+
+
+def test_an_analysis_loads_neither_pandas_nor_duckdb_and_rich_for_a_terminal_only(tmp_path: Path) -> None:
+    incident = str(ROOT / "sample_pcaps" / "incident")
+    arguments = ["analyze", incident, "--metadata", incident, "--lake", str(tmp_path)]
+    loaded = loaded_by(f"import podtap; podtap.main({arguments})")
+    assert "pyarrow" in loaded
+    assert loaded & {"pandas", "duckdb", "rich"} == set()
