@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import hot, inner, kernel
 from analysis.layout import ACK, FIN, ICMP, ICMPV6, NANOSECONDS, RST, SYN, TCP, UDP, in_lines
 from analysis.loads import be16, prefetch
 
@@ -118,14 +118,6 @@ class Closed(NamedTuple):
 
 
 FLOW_COUNT, MINUTE_COUNT, NAME_COUNT = range(3)
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
-"""For what only kernels call: compiles in less time, and is cached as a part of them."""
-hot = numba.njit(
-    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
-)
-"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
 @hot

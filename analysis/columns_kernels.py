@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from analysis.kernel_compiler import allocating, inner, kernel
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 BASE64_DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", np.uint8).copy()
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
 @kernel
@@ -87,7 +84,7 @@ def put_address(message, at, high, low):
     return at + 8 - skipped
 
 
-@kernel
+@allocating
 def write_community_ids(flows, one_way, text):
     """Community ID v1 with seed 0, "1:" and base64 of a SHA-1, 30 characters each, into text[30 * i].
 

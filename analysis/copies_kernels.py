@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import hot, inner, kernel
 from analysis.layout import (
     ACK,
     FIN,
@@ -78,11 +78,6 @@ USUAL_SEGMENT = 1200
 """IPv6 asks for as much (RFC 8200, section 5), less the headers."""
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-hot = numba.njit(
-    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
-)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 AHEAD = 8
 """How many packets before it is needed memory is asked for."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import FRAGMENT_FIRST, FRAGMENT_LAST, FRAGMENT_NONE, NANOSECONDS
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,10 +38,6 @@ TIMEOUT_NS: Final = 60 * NANOSECONDS
 # What lasts between two calls, and what a call tells, as positions in one int64 array.
 OLDEST, MESSAGE_COUNT, BYTE_COUNT, STATE_SIZE = range(4)
 NEVER: Final = np.iinfo(np.int64).max
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-# Called by kernels only: what Python would need to call it takes a quarter of the time to compile.
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner

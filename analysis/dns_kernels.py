@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import allocating, inner, kernel
 from analysis.layout import FRAGMENT_NONE
 
 Bytes = npt.NDArray[np.uint8]
@@ -82,11 +82,6 @@ SPARE_CANDIDATES: Final = 8
 SWEEP_EVERY: Final = 1 << 17
 NXDOMAIN: Final = 3
 NO_QUESTION: Final = np.uint64(0)
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-allocating = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-# Called by kernels only, and cached as a part of them: what Python would need to call it takes a quarter of the time.
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 # --- keys --------------------------------------------------------------------------------------------------------

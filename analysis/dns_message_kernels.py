@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import FRAGMENT_FIRST, FRAGMENT_NONE, TCP, UDP
 
 Bytes = npt.NDArray[np.uint8]
@@ -91,10 +91,6 @@ RDATA_FIELDS[[NS, CNAME, PTR]] = 0, 1, 0
 RDATA_FIELDS[SOA] = 0, 2, 5
 RDATA_FIELDS[MX] = 1, 1, 0
 RDATA_FIELDS[SRV] = 3, 1, 0
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-# Called by kernels only, and cached as a part of them: what Python would need to call it takes a quarter of the time.
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 # --- packets to message candidates -------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ the same 5-tuple, linked by `next`.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from analysis.kernel_compiler import hot, inner, kernel
 from analysis.layout import (
     ACK,
     DIRECTION_UNKNOWN,
@@ -98,13 +98,6 @@ AHEAD = 16
 """Packets whose flows are looked up together, so that the memory that they need is fetched at one time."""
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
-"""For what only kernels call: compiles in less time, and is cached as a part of them."""
-hot = numba.njit(
-    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
-)
-"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
 @hot

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import CACHE_LINE, DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN, NANOSECONDS
 from analysis.loads import be16, be32, le16, le32, prefetch
 
@@ -54,20 +54,17 @@ _RESYNC_RECORDS: Final = 3
 _RESYNC_SECONDS: Final = 86_400
 
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True)
-
-
-@kernel
+@inner
 def _u16(data: Bytes, at: int, big: bool) -> Any:
     return be16(data, at) if big else le16(data, at)
 
 
-@kernel
+@inner
 def _u32(data: Bytes, at: int, big: bool) -> Any:
     return be32(data, at) if big else le32(data, at)
 
 
-@kernel
+@inner
 def _look_ahead(data: Bytes, position: int) -> None:
     """Ask for the bytes behind: where the next record begins is known only once this one's length was there."""
     for line in range(_AHEAD_BYTES, _AHEAD_BYTES + 5 * CACHE_LINE, CACHE_LINE):
@@ -182,7 +179,7 @@ def ticks_to_ns(high: int, low: int, ticks_per_second: np.uint64, offset_s: int)
     return whole * NANOSECONDS + fraction
 
 
-@kernel
+@inner
 def _packet_options(data: Bytes, at: int, end: int, big: bool) -> tuple[int, int]:
     """(direction, dropped packets) of the options of a packet block in data[at:end]."""
     direction = DIRECTION_UNKNOWN

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+from analysis.kernel_compiler import allocating, inner, kernel
 
 NEVER = np.int64(-(1 << 62))
 
@@ -69,7 +67,7 @@ def match(sends, begin, end, flow, slack, times, came):
         send -= 1
 
 
-@kernel
+@allocating
 def locate(events, ways, points, clocks, sends, starts, found):
     """Writes what became of the send before each event into found[e, :2], and of the event's own into found[e, 2:].
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import ICMP, ICMPV6, NETWORK_ARP, TCP
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -40,9 +40,6 @@ ENTRY = np.dtype([("uid", "u8"), ("slot", "i4"), ("src", "i4"), ("dst", "i4")])
 """A flow of this row group: the addresses of its first packet are places among the row group's addresses."""
 INNER, OUTER, KINDS, ENTRIES = range(4)
 """Places in counts: distinct inner and outer addresses, kinds of encapsulation, and flows."""
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner

@@ -6,9 +6,9 @@ from `at` on. A header that the snaplen cut off is not malformed, one that the w
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from analysis.kernel_compiler import hot, inner, kernel
 from analysis.layout import (
     AH,
     COUNTED_ARP,
@@ -104,14 +104,6 @@ CISCO_MULTICAST = 0x8F
 MOST_LAYERS = 16
 NFLOG_PAYLOAD = 9
 V4_MAPPED = np.uint64(0xFFFF00000000)
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
-"""For what only kernels call: compiles in less time, and is cached as a part of them."""
-hot = numba.njit(
-    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
-)
-"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
 @inner

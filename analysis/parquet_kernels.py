@@ -5,9 +5,9 @@ Values are int64, without the nulls; each encoder writes to out[at:] and returns
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.loads import put32, put64
 
 PLAIN, DELTA, INDEXES, NUMBERS, LONG_DELTA = range(5)
@@ -22,9 +22,6 @@ MINIBLOCKS = BLOCK_VALUES // MINIBLOCK_VALUES
 LEVEL_BITS = 32
 BYTES_PER_VALUE = 12
 """More than any encoding needs of a long column."""
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @inner

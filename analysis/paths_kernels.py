@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-MOST_POINTS = 64
+from analysis.kernel_compiler import allocating, inner
 
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+MOST_POINTS = 64
 
 
 @inner
@@ -47,7 +45,7 @@ def count_before(seen, begin, end, flows, before, first):
     return points
 
 
-@kernel
+@allocating
 def order(seen, steps):
     """Writes the points of each way in the order in which most packets pass them; returns how many.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from analysis.kernel_compiler import hot, inner, kernel
 from analysis.layout import (
     ACK,
     CONFIDENCE_HIGH,
@@ -170,15 +170,6 @@ class Memory(NamedTuple):
     holes: npt.NDArray[np.void]
     events: npt.NDArray[np.void]
     counters: npt.NDArray[np.int64]
-
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
-"""For what only kernels call: compiles in less time, and is cached as a part of them."""
-hot = numba.njit(
-    boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
-)
-"""For what every packet needs: a call would hand over every array of a named tuple, field by field."""
 
 
 @hot

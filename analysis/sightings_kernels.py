@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import ACK, FIN, RST, SYN, TCP, UDP
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inner

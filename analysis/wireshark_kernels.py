@@ -7,9 +7,9 @@ docs/differences.md. Sequence numbers are compared modulo 2^32; 0 means unset, a
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import (
     ACK,
     FIN,
@@ -47,10 +47,6 @@ AHEAD = 8
 FAST_NS = 20_000_000
 OUT_OF_ORDER_NS = 3_000_000
 MINUS_ONE = 0xFFFFFFFF
-
-kernel = numba.njit(cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)
-inner = numba.njit(boundscheck=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
-"""For what only kernels call: compiles in less time, and is cached as a part of them."""
 
 
 @inner

@@ -38,25 +38,29 @@ def is_part_of(module: str, packages: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
-def test_kernels_import_numpy_numba_layout_and_loads_only(path: Path) -> None:
-    allowed = {"numpy", "numba", "analysis.layout", "analysis.loads", "typing", "__future__"}
+def test_kernels_import_numpy_layout_loads_and_their_compiler_only(path: Path) -> None:
+    allowed = {"numpy", "analysis.kernel_compiler", "analysis.layout", "analysis.loads", "typing", "__future__"}
     assert [module for module in imported(path) if not is_part_of(module, allowed)] == []
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
-def test_kernels_are_cached_check_bounds_and_free_the_gil(path: Path) -> None:
+def test_every_function_of_kernels_is_compiled(path: Path) -> None:
+    decorators = {module for module in imported(path) if is_part_of(module, {"analysis.kernel_compiler"})}
+    names = {module.rpartition(".")[2] for module in decorators}
+    for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
+        assert [ast.unparse(decorator) in names for decorator in function.decorator_list] == [True], function.name
+
+
+def test_kernels_are_cached_check_bounds_and_free_the_gil() -> None:
     """A function without a wrapper for Python is part of the kernels that call it, and cached with them only."""
-    required = {"boundscheck": True, "nogil": True}
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = ast.walk(ast.parse((ROOT / "analysis" / "kernel_compiler.py").read_text()))
     compilers = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "numba.njit"]
+    assert len(compilers) == 4
     for call in compilers:
-        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        assert required.items() <= options.items(), f"line {call.lineno}"
-        assert options.get("cache", False) is not options.get("no_cpython_wrapper", False), f"line {call.lineno}"
-    names = {ast.unparse(node.targets[0]) for node in nodes if isinstance(node, ast.Assign) and node.value in compilers}
-    decorators = names | {ast.unparse(call) for call in compilers}
-    for function in (node for node in nodes if isinstance(node, ast.FunctionDef)):
-        assert [ast.unparse(decorator) in decorators for decorator in function.decorator_list] == [True], function.name
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert (options["boundscheck"], options["nogil"]) == ("True", "True"), f"line {call.lineno}"
+        kind = options["pipeline_class"], "cache" in options, "no_cpython_wrapper" in options
+        assert kind in {("KernelCompiler", True, False), ("PartCompiler", False, True)}, f"line {call.lineno}"
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)

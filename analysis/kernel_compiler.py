@@ -1,0 +1,109 @@
+"""How kernels are compiled: by Numba, but each function once for a kernel that calls it, and without needless passes.
+
+Numba alone optimises every function and makes machine code of it, and does so again with all that it calls for whoever
+calls it. Here only kernels are optimised, with all that they call, which takes two thirds of the time.
+
+Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
+"""
+
+from __future__ import annotations
+
+import numba
+from numba.core import typed_passes, untyped_passes
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+
+NEEDLESS = {
+    untyped_passes.WithLifting,
+    untyped_passes.InlineClosureLikes,
+    untyped_passes.RewriteSemanticConstants,
+    untyped_passes.DeadBranchPrune,
+    untyped_passes.RewriteDynamicRaises,
+    untyped_passes.MakeFunctionToJitFunction,
+    untyped_passes.InlineInlinables,
+    untyped_passes.FindLiterallyCalls,
+    untyped_passes.LiteralUnroll,
+    untyped_passes.LiteralPropagationSubPipelinePass,
+    typed_passes.InlineOverloads,
+    typed_passes.NopythonRewrites,
+    typed_passes.DumpParforDiagnostics,
+}
+"""Passes for closures, array expressions, tuples of several types and other things that kernels do without."""
+
+
+class KernelLibrary(JITCodeLibrary):
+    """The code of a kernel and all that it calls: optimised as a whole, and only then."""
+
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout
+
+
+class PartLibrary(KernelLibrary):
+    """The code of a function that kernels call. It is linked into theirs as it is, and never runs by itself."""
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self):
+        return self
+
+    def set_env(self, name, environment):
+        """There is no memory yet in which the environment's address could be set. (Only Python objects need one.)"""
+
+
+class KernelCompiler(CompilerBase):
+    """For functions that Python calls."""
+
+    library = KernelLibrary
+
+    def define_pipelines(self):
+        self.state.library = self.library(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        self.state.library.enable_object_caching()
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.passes = [each for each in pipeline.passes if each[0] not in NEEDLESS]
+        pipeline.finalize()
+        return [pipeline]
+
+
+class PartCompiler(KernelCompiler):
+    """For functions that only kernels call."""
+
+    library = PartLibrary
+
+
+allocating = numba.njit(pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+"""For a kernel that makes arrays."""
+
+kernel = numba.njit(
+    pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False
+)
+"""For a kernel that gets all its arrays, and need not count who uses them."""
+
+inner = numba.njit(
+    pipeline_class=PartCompiler,
+    boundscheck=True,
+    nogil=True,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    _nrt=False,
+)
+"""For what only kernels call. It is cached as a part of them."""
+
+hot = numba.njit(
+    pipeline_class=PartCompiler,
+    boundscheck=True,
+    nogil=True,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    _nrt=False,
+    forceinline=True,
+)
+"""As `inner`, for what every packet needs: a call would hand over every array of a named tuple, field by field."""
