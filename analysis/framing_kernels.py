@@ -149,7 +149,7 @@ def find_records(
     return False, position
 
 
-@kernel
+@inner
 def ticks_to_ns(high: int, low: int, ticks_per_second: np.uint64, offset_s: int) -> Any:
     """A pcapng time stamp (its int64 halves; else as in CLOCK) as nanoseconds, rounded down, within +-TS_LIMIT.
 

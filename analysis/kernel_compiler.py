@@ -8,6 +8,7 @@ Numba's cache does not see when this file changes: who changes it clears the cac
 
 from __future__ import annotations
 
+import llvmlite.binding as llvm
 import numba
 from numba.core import typed_passes, untyped_passes
 from numba.core.caching import FunctionCache
@@ -33,11 +34,24 @@ NEEDLESS = {
 """Passes for closures, array expressions, tuples of several types and other things that kernels do without."""
 
 
+def only_names(names):
+    """Bitcode of functions that stop the program."""
+    stop = "{ call void @llvm.trap() unreachable }"
+    text = "declare void @llvm.trap()" + "".join(f'\ndefine void @"{name}"() {stop}' for name in names)
+    return llvm.parse_assembly(text).as_bitcode()
+
+
 class KernelLibrary(JITCodeLibrary):
     """The code of a kernel and all that it calls: optimised as a whole, and only then."""
 
     def _optimize_functions(self, ll_module):
         ll_module.data_layout = self._codegen._data_layout
+
+    def serialize_using_object_code(self):
+        """Machine code and names. The rest, for others to compile it into theirs, is half of what loading costs."""
+        self._ensure_finalized()
+        names = [each.name for each in self._final_module.functions if not each.is_declaration]
+        return self.name, "object", (self._get_compiled_object(), only_names(names))
 
 
 class PartLibrary(KernelLibrary):

@@ -51,6 +51,16 @@ def test_every_function_of_kernels_is_compiled(path: Path) -> None:
         assert [ast.unparse(decorator) in names for decorator in function.decorator_list] == [True], function.name
 
 
+@pytest.mark.parametrize("path", KERNELS, ids=name)
+def test_only_python_calls_a_kernel(path: Path) -> None:
+    """What is in the cache can be run, but not be compiled into another kernel."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    kernels = {each.name for each in functions if ast.unparse(each.decorator_list[0]) in ("kernel", "allocating")}
+    assert kernels and called & kernels == set()
+
+
 def test_kernels_are_cached_check_bounds_and_free_the_gil() -> None:
     """A function without a wrapper for Python is part of the kernels that call it, and cached with them only."""
     nodes = ast.walk(ast.parse((ROOT / "analysis" / "kernel_compiler.py").read_text()))
