@@ -106,7 +106,10 @@ def test_sockets_while_they_live() -> None:
         with Truth(lab) as truth:
             work = threading.Thread(target=call)
             work.start()
-            time.sleep(0.3)
+            patience = time.monotonic() + 30
+            while not (mine := truth.sockets("client")) or mine[0].bytes_received <= 5000:
+                assert time.monotonic() < patience
+                time.sleep(0.01)
             ((mine,), (theirs,)) = truth.sockets("client"), truth.sockets("web")
             work.join()
     assert (mine.state, mine.local, mine.remote) == ("ESTAB", theirs.remote, theirs.local)
