@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import numba
 from numba.core import typed_passes, untyped_passes
+from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.runtime import rtsys
 
 NEEDLESS = {
     untyped_passes.WithLifting,
@@ -79,11 +81,36 @@ class PartCompiler(KernelCompiler):
     library = PartLibrary
 
 
-allocating = numba.njit(pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+class KernelCache(FunctionCache):
+    """Loads a kernel, and what it calls to make arrays. Numba would first load all that it can compile."""
+
+    def load_overload(self, sig, target_context):
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+def cached(compiler):
+    """What compiles as `compiler` does, or takes from the cache what was compiled before."""
+
+    def compiled(function):
+        dispatcher = compiler(function)
+        if dispatcher is not function:  # as it is where compiling is switched off
+            dispatcher._cache = KernelCache(function)
+        return dispatcher
+
+    return compiled
+
+
+allocating = cached(
+    numba.njit(pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
+)
 """For a kernel that makes arrays."""
 
-kernel = numba.njit(
-    pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False
+kernel = cached(
+    numba.njit(
+        pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False
+    )
 )
 """For a kernel that gets all its arrays, and need not count who uses them."""
 

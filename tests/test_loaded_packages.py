@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def loaded_by(code: str) -> set[str]:
-    """Packages beyond the standard library that `code` loads in a fresh interpreter."""
+def modules_loaded_by(code: str) -> set[str]:
+    """Modules that `code` loads in a fresh interpreter."""
     program = f"""
 import json, sys
 before = set(sys.modules)
@@ -24,7 +24,12 @@ except SystemExit:
 sys.stderr.write("\\n" + json.dumps(sorted(set(sys.modules) - before)))
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {module.partition(".")[0] for module in json.loads(run.stderr.splitlines()[-1])} - sys.stdlib_module_names
+    return set(json.loads(run.stderr.splitlines()[-1]))
+
+
+def loaded_by(code: str) -> set[str]:
+    """Packages beyond the standard library that `code` loads in a fresh interpreter."""
+    return {module.partition(".")[0] for module in modules_loaded_by(code)} - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]], ids=" ".join)
@@ -42,3 +47,15 @@ def test_an_analysis_loads_neither_pandas_nor_duckdb_and_rich_for_a_terminal_onl
     loaded = loaded_by(f"import podtap; podtap.main({arguments})")
     assert "pyarrow" in loaded
     assert loaded & {"pandas", "duckdb", "rich"} == set()
+
+
+def test_kernels_that_are_compiled_are_run_without_the_compiler() -> None:
+    """Also where they make arrays, and where they look outside of one: then they say so."""
+    before = "from analysis.compilation import BYTES, NUMBERS, dns_kernels, np; ends = np.ones(1, np.int32); "
+    made = before + "assert dns_kernels.gather(BYTES, NUMBERS, ends)[0].tolist() == [0]"
+    outside = before + "dns_kernels.gather(BYTES, NUMBERS + 64, ends)"
+    modules_loaded_by(made)  # compiles, unless that was done before
+    loaded = modules_loaded_by(made)
+    assert "numba.core.dispatcher" in loaded and "numba.cpython.rangeobj" not in loaded
+    run = subprocess.run([sys.executable, "-c", outside], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and "IndexError" in run.stderr.splitlines()[-1]
