@@ -119,7 +119,7 @@ def test_sockets_while_they_live() -> None:
 
 
 def test_dns_look_ups(tmp_path: Path) -> None:
-    """Each query that the server logged is one row; together they take what the client waited, less a second at most."""
+    """Each query that the server logged is one row; together they take what the client waited, less a second."""
     with Lab(Topology(pods=PODS, services=(SERVICE,))) as lab:
         client, service = lab.pod("client"), lab.service("web")
         with Capture(client.namespace, tmp_path / "client.pcap", "eth0"):
