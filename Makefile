@@ -20,6 +20,9 @@ CHECK_PYTHON := command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing;
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3-venv is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore -c constraints.txt
 
+# Tests start podtap hundreds of times: Python is to compile it once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint lab bench docs lock clean
 .DELETE_ON_ERROR:
 

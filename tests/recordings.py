@@ -30,7 +30,7 @@ ETHERNET = 1
 
 def packet(source: str, destination: str, size: int = 40) -> bytes:
     """A UDP packet in an Ethernet frame."""
-    data = bytes(index % 251 for index in range(size))
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
     addresses = [bytes(int(part) for part in address.split(".")) for address in (source, destination)]
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 28 + size, 1, 0, 64, 17, 0) + b"".join(addresses)
     return bytes(12) + b"\x08\x00" + ip + struct.pack(">HHHH", 1111, 2222, 8 + size, 0) + data

@@ -285,14 +285,14 @@ def test_a_node_that_never_gets_further_is_given_up_and_goes_on_next_time(world:
 
 def test_ctrl_c_and_the_same_command_again(world: World) -> None:
     large(world)
-    command = world.command("collect", *WINDOW, "-o", world.bundle, "--bandwidth", "4M")
+    command = world.command("collect", *WINDOW, "-o", world.bundle, "--bandwidth", "2M")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end and not any(world.bundle.glob("lab/*/*/*.json")):
         time.sleep(0.05)
-    assert "another podtap collect is at work" in world.collect("--bandwidth", "4M").stderr
+    assert "another podtap collect is at work" in world.collect("--bandwidth", "2M").stderr
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.count("interrupted") == 1 and "run the same command again" in errors
     assert not (world.bundle / BUNDLE).exists()
@@ -329,7 +329,7 @@ def test_a_full_disk_says_what_to_do_and_the_same_command_goes_on(world: World) 
         ring = world.rings["node-b"]
         filler.write_bytes(bytes(1_000_000))
         process = subprocess.Popen(
-            world.command("collect", *WINDOW, "-o", world.bundle, "--bandwidth", "8M"),
+            world.command("collect", *WINDOW, "-o", world.bundle, "--bandwidth", "4M"),
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -340,7 +340,7 @@ def test_a_full_disk_says_what_to_do_and_the_same_command_goes_on(world: World) 
             while True:
                 file.write(bytes(100_000))
                 file.flush()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "no space is left" in errors and "run the same command again" in errors
         filler.unlink()
