@@ -73,6 +73,10 @@ class Plan:
         return [each for listings in self.listings.values() for each in listings]
 
 
+class NothingToCollect(PodtapError):
+    """There is no pod of those that were asked for. The folder is left as it was before, for a better question."""
+
+
 @dataclass
 class Collection:
     """One run; `asked` is what was typed. `find_addresses` is called once the journal is in the folder."""
@@ -114,7 +118,12 @@ class Collection:
         _write_request(self.folder, self.request)
         claims, throttle = Claims(), Throttle(self.bandwidth)
         has_journal = self._bring_journal(claims, throttle)
-        found = self.find_addresses(self.folder)
+        try:
+            found = self.find_addresses(self.folder)
+        except NothingToCollect:
+            if not node_folders(self.folder):  # only the journal came: nothing to go on with
+                _empty(self.folder)
+            raise
         addresses = None if found is None else sorted(found.addresses)
         self._bring_nodes(origins, plan, addresses, claims, throttle)
         nodes = self._nodes(origins, plan)
@@ -267,6 +276,11 @@ class Collection:
         whole = [each.manifest if each.chain_bytes is None else from_json(Manifest, each.chain_bytes) for each in found]
         tombstones, _ = read_tombstones(self.folder / node_folder(cluster, node))
         return missing(self.window, whole, tombstones, open_since_ns)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path)
 
 
 def _damage_of(download: Download, folder: str) -> list[str]:

@@ -179,6 +179,17 @@ def test_of_a_window_that_nobody_recorded_no_folder_stays(world: World) -> None:
         assert world.bundle.exists() == made
 
 
+def test_a_selector_of_no_pod_leaves_the_folder_for_the_right_one(world: World) -> None:
+    journal(world.folder / "disk-of-journal", [pod_record("listed", START, "web", "10.0.10.1", {"app": "web"})])
+    done = world.collect("-n", "shop", "-l", "app=wbe")
+    assert (done.returncode, "no pod of this namespace and selector" in done.stderr) == (1, True), done.stderr
+    assert not world.bundle.exists()
+    world.bundle.mkdir()
+    assert world.collect("-n", "shop", "-l", "app=wbe").returncode == 1
+    assert list(world.bundle.iterdir()) == []
+    assert world.collect("-n", "shop", "-l", "app=web").returncode == 0
+
+
 def test_without_a_journal_the_pods_of_now_are_taken_and_that_is_said(world: World) -> None:
     world.server.delete(podtap_pod("podtap-journal-0", "journal", "node-a"))
     world.server.apply(
