@@ -73,7 +73,7 @@ class Plan:
         return [each for listings in self.listings.values() for each in listings]
 
 
-class NothingToCollect(PodtapError):
+class NoSuchPodsError(PodtapError):
     """There is no pod of those that were asked for. The folder is left as it was before, for a better question."""
 
 
@@ -120,7 +120,7 @@ class Collection:
         has_journal = self._bring_journal(claims, throttle)
         try:
             found = self.find_addresses(self.folder)
-        except NothingToCollect:
+        except NoSuchPodsError:
             if not node_folders(self.folder):  # only the journal came: nothing to go on with
                 _empty(self.folder)
             raise

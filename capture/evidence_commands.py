@@ -288,7 +288,7 @@ def _confirm(source: ClusterSource | FolderSource, output: Path, yes: bool, is_a
 def _address_finder(
     source: ClusterSource | FolderSource, selection: PodSelection, request: Request
 ) -> Callable[[Path], Found | None]:
-    from capture.collect import NothingToCollect
+    from capture.collect import NoSuchPodsError
     from capture.pod_addresses import from_cluster, from_journal
     from capture.recording import Window
     from capture.sources import FolderSource
@@ -299,13 +299,13 @@ def _address_finder(
         found = from_journal(folder, Window(request.since_ns, request.until_ns), selection)
         if found is None:
             if isinstance(source, FolderSource):
-                raise NothingToCollect("there is no journal that tells which addresses the pods had: leave out -n and -l")
+                raise NoSuchPodsError("no journal tells which addresses the pods had: leave out -n and -l")
             found = from_cluster(source.cluster, selection)
             _say("no journal: the addresses are those of the pods that are there now, not of those at that time")
         if found.on_host:
             _say(f"left out, since they use their node's network: {', '.join(sorted(found.on_host))}")
         if not found.addresses:
-            raise NothingToCollect(
+            raise NoSuchPodsError(
                 "no pod of this namespace and selector had an address in the window; "
                 "kubectl get pods -A --show-labels tells which there are now"
             )
