@@ -202,6 +202,9 @@ def slot_hash(slot, interface):
     )
 
 
+# --- fragments -------------------------------------------------------------------------------------------------------
+
+
 @inner
 def follow_first_fragment(p, first):
     """What a later fragment knows from the first one: a FRAGMENT or that PACKET itself."""
@@ -291,6 +294,9 @@ def name_early(p, entry, early, links, settled, count):
         e["from_orig"] = p["from_orig"]
         k = np.int64(links[k])
     return release_early(entry, early, links, settled, count)
+
+
+# --- flows: found, begun, opened by whom -----------------------------------------------------------------------------
 
 
 @hot
@@ -437,6 +443,9 @@ def look_up(p):
     return key_hash(interface, dst_hi, dst_lo, src_hi, src_lo, dst_port, src_port, p["protocol"])
 
 
+# --- all packets -----------------------------------------------------------------------------------------------------
+
+
 @hot
 def look_ahead(packets, begin, end, hashes, table, slots, sides):
     """Looks up the flows of packets[begin:end], and asks for all the memory that assigning will need."""
@@ -576,6 +585,9 @@ def assign(
         if p["earlier_fragments"]:
             count = name_early(p, fragments[datagram], early, links, settled, count)
     return used, count, waiting
+
+
+# --- between chunks --------------------------------------------------------------------------------------------------
 
 
 @kernel

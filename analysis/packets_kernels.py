@@ -106,6 +106,9 @@ NFLOG_PAYLOAD = 9
 V4_MAPPED = np.uint64(0xFFFF00000000)
 
 
+# --- link layers -----------------------------------------------------------------------------------------------------
+
+
 @inner
 def decode_vlan_tags(data, p, ethertype, at, end):
     """Skips 802.1Q, 802.1ad and older QinQ tags; keeps the innermost identifier."""
@@ -242,6 +245,9 @@ def decode_link(data, p, link_type, at, end):
         return decode_nflog(data, at, end)
     p["network"] = NETWORK_SKIPPED
     return NOTHING, at
+
+
+# --- IP and what it carries ------------------------------------------------------------------------------------------
 
 
 @inner

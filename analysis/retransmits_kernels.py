@@ -203,6 +203,9 @@ def forget(memory, index):
     side["recovering"] = 0
 
 
+# --- holes: what was not seen yet ------------------------------------------------------------------------------------
+
+
 @inner
 def drop_first_hole(memory, side):
     index = side["holes"]
@@ -295,6 +298,9 @@ def fill_holes(memory, side, start, end):
         before = index
         index = following
     return filled
+
+
+# --- what was sent, and what was sent again --------------------------------------------------------------------------
 
 
 @inner
@@ -393,6 +399,9 @@ def tell_original(memory, event, previous):
 def was_resend(memory, send):
     """Whether an entry of the log was sent before, of which its event tells."""
     return send["event"] >= 0 and memory.events[send["event"]]["original_segment"] >= 0
+
+
+# --- what acknowledgements tell --------------------------------------------------------------------------------------
 
 
 @inner
@@ -514,6 +523,9 @@ def count_segments(p, me, you):
     options = np.int64(p["ip_length"]) - np.int64(p["ip_header_length"]) - length - 20
     mss = max(mss - max(options, 0), 64)
     return (length + mss - 1) // mss
+
+
+# --- what a packet is ------------------------------------------------------------------------------------------------
 
 
 @inner
@@ -714,6 +726,9 @@ def judge_packet(memory, data, p, me, you, verdict):
         me["next_seq"] = p["tcp_seq"]
     me["last_time"] = p["ts"]
     return event
+
+
+# --- all packets -----------------------------------------------------------------------------------------------------
 
 
 @hot

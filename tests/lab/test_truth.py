@@ -119,7 +119,10 @@ def test_sockets_while_they_live() -> None:
 
 
 def test_dns_look_ups(tmp_path: Path) -> None:
-    """Each query that the server logged is one row; together they take what the client waited, less a second."""
+    """Each query that the server logged is one row; together they take what the client waited, less 50 ms at most.
+
+    On a busy machine one of the three may have to wait for the processor, up to a second.
+    """
     with Lab(Topology(pods=PODS, services=(SERVICE,))) as lab:
         client, service = lab.pod("client"), lab.service("web")
         with Capture(client.namespace, tmp_path / "client.pcap", "eth0"):
@@ -129,12 +132,15 @@ def test_dns_look_ups(tmp_path: Path) -> None:
     rows: Any = analyzed(tmp_path / "client.pcap", tmp_path / "lake").dns().sort_values("ts")
     assert [each.addresses for each in found] == [(service.ip,), (service.ip,), ()]
     assert len(rows) == len(logged) and set(rows.status) == {"answered"}
+    waited = []
     for each in found:
         mine = rows[
             (rows.query_ts.astype("int64") >= each.begun) & (rows.query_ts.astype("int64") < each.begun + each.took_ns)
         ]
-        waited = each.took_ns - int(mine.latency_ns.sum())
-        assert len(mine) and 0 <= waited < 1000 * MILLISECOND
+        assert len(mine)
+        waited.append(each.took_ns - int(mine.latency_ns.sum()))
+    _, second, longest = sorted(waited)
+    assert min(waited) >= 0 and second < 50 * MILLISECOND and longest < 1000 * MILLISECOND
 
 
 def test_several_at_once() -> None:
