@@ -68,7 +68,7 @@ WINDOW_NS = NANOSECONDS // 10
 """How much later a copy may come."""
 MOMENT_NS = NANOSECONDS // 50
 """How much later a copy of a lane's first packet comes: what is sent again comes later."""
-MOST_STEPS = 512
+MOST_STEPS = 2048
 """So many packets are looked at for the one that this is a copy of."""
 MANY = 64
 SOME = 16
@@ -274,6 +274,13 @@ def is_beyond(p, top, top_ack, seq, length):
 
 
 @hot
+def has_payload(p):
+    """Whether what is hashed of it was captured: the first bytes of a tunnel's datagrams are all the same."""
+    wanted = min(np.int64(p["payload_length"]), HASHED_BYTES)
+    return 0 < wanted <= np.int64(p["payload_captured"])
+
+
+@hot
 def is_copy(p, data, memory, place, point):
     """Whether the packet was seen before; remembers it if it may be needed."""
     is_stream = np.uint8(p["protocol"] == TCP and p["tcp_analyzable"] != 0 and p["fragment"] == FRAGMENT_NONE)
@@ -296,7 +303,7 @@ def is_copy(p, data, memory, place, point):
     # interface may have a packet twice because the network made two of it, if that is rare.
     id_tells = point == POINT_MIXED and p["protocol"] != SCTP
     alike = np.int64(0)  # packets like this one that look the same
-    alike_bare = np.int64(0)  # but for their options
+    earlier = np.int64(0)  # of those that look the same, are like it but for their options and came before: the last's
     nth = np.int64(-1)
     before = np.int64(0)  # packets like this one that look the same and followed each other within the window
     nth_bare = np.int64(0)  # of one whose options are there where these are missing, or missing where these are there
@@ -318,7 +325,8 @@ def is_copy(p, data, memory, place, point):
             at = e["before"]
             steps += 1
             continue
-        alike_bare += np.int64(e["look"] == look)
+        if e["look"] == look and (crosses or e["content"] != content):
+            earlier = max(earlier, np.int64(e["nth_bare"]))
         if crosses and not has_id:
             nth_bare = max(nth_bare, np.int64(e["nth_bare"]))
         elif crosses or e["content"] == content:
@@ -328,6 +336,7 @@ def is_copy(p, data, memory, place, point):
                 if not is_stream and not has_id and alike == 0:
                     before = np.int64(e["nth_bare"]) + 1
                 alike += 1
+                earlier = np.int64(0)
                 of_first = of_first or (e["is_first"] == 1 and p["ts"] - e["ts"] < MOMENT_NS)
             if has_id and alike:
                 break
@@ -337,7 +346,7 @@ def is_copy(p, data, memory, place, point):
     can_tell = True
     if not is_stream:
         can_tell = point == POINT_MIXED or 8 * again > new
-        can_tell = can_tell and (has_id or p["payload_captured"] > 0)
+        can_tell = can_tell and (has_id or has_payload(p))
     if alike and of_first and can_tell:
         lane["first_repeats"] = lane["first_repeats"] + 1 if has_id else max(np.int64(lane["first_repeats"]), alike)
     times = np.int64(1)
@@ -346,7 +355,7 @@ def is_copy(p, data, memory, place, point):
         if not is_stream and point == POINT_UNNAMED:
             times = max(times, 1 + (2 * again + new) // (2 * new))
     mine = np.int64(1) if has_id else 1 + (alike if is_stream else before) // times
-    mine_bare = 1 + alike_bare // times if is_stream else before
+    mine_bare = 1 + earlier + alike // times if is_stream else before
     copied = nth >= 0 and (known or id_tells or times > 1 if has_id else not is_later(mine, nth))
     copied = copied or (nth_bare > 0 and mine_bare <= nth_bare)
     repeats = alike > 0 and (copied or has_id)

@@ -81,7 +81,7 @@ def _is_copy(p: Any, data: bytes, side: Side, counted: dict[bool, int], mixed: b
         same = same[looking_so[-1] :] if looking_so else same
     alike = [each for each in same if each.look == now.look]
     again, new = counted[True], counted[False]
-    compared = now.ip_id > 0 or p["payload_captured"] > 0
+    compared = now.ip_id > 0 or 0 < min(int(p["payload_length"]), 64) <= int(p["payload_captured"])
     can_tell = now.is_stream or (compared and (mixed or 8 * again > new))
     lane = side.lanes[now.look]
     if can_tell and any(each.is_first and now.ts - each.ts < 20 * MILLISECOND for each in alike):
@@ -96,7 +96,9 @@ def _is_copy(p: Any, data: bytes, side: Side, counted: dict[bool, int], mixed: b
         if alike and not now.is_stream:
             now.before = alike[-1].before + 1
         now.nth = 1 + (len(alike) if now.is_stream else now.before) // times
-        now.nth_bare = 1 + sum(each.look == now.look for each in like) // times
+        older = like[: like.index(alike[0])] if alike else like
+        earlier = max((each.nth_bare for each in older if each.look == now.look), default=0)
+        now.nth_bare = 1 + earlier + len(alike) // times
         now.is_copy = bool(same) and now.nth <= max(each.nth for each in same)
         now.is_copy |= bool(crossing) and now.nth_bare <= max(each.nth_bare for each in crossing)
     repeats = bool(alike) and (now.is_copy or now.ip_id > 0)
