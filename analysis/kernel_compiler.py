@@ -3,10 +3,15 @@
 Numba alone optimises every function and makes machine code of it, and does so again with all that it calls for whoever
 calls it. Here only kernels are optimised, with all that they call, which takes two thirds of the time.
 
-Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
+A kernel in Numba's cache counts for nothing once a file that it was made of has changed, also one that Numba alone
+would not look at.
 """
 
 from __future__ import annotations
+
+import functools
+import os
+import sys
 
 import llvmlite.binding as llvm
 import numba
@@ -15,6 +20,8 @@ from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.runtime import rtsys
+
+from analysis import layout
 
 NEEDLESS = {
     untyped_passes.WithLifting,
@@ -95,8 +102,29 @@ class PartCompiler(KernelCompiler):
     library = PartLibrary
 
 
+@functools.cache
+def changed(file):
+    """When it was changed last, and its size."""
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.cache
+def modules_behind(module):
+    """The names of modules of podtap whose functions this one uses, and itself."""
+    used = {getattr(value, "__module__", None) or "" for value in vars(sys.modules[module]).values()}
+    used = {name for name in used if name.startswith("analysis.") and name != module}
+    return {module}.union(*(modules_behind(name) for name in used))
+
+
 class KernelCache(FunctionCache):
-    """Loads a kernel, and what it calls to make arrays. Numba would first load all that it can compile."""
+    """Knows all files that a kernel was made of. Loads it, and what it calls to make arrays: Numba would first load all
+    that it can compile."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        modules = {__name__, layout.__name__} | modules_behind(function.__module__)
+        self._cache_file._source_stamp = [changed(sys.modules[name].__file__) for name in sorted(modules)]
 
     def load_overload(self, sig, target_context):
         rtsys.initialize(target_context)

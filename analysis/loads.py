@@ -1,7 +1,4 @@
-"""Numbers as kernels read them out of packets and write them into Parquet, and hints what they need soon.
-
-Numba's cache does not see when this file changes: who changes it clears the cache (analysis/__pycache__).
-"""
+"""Numbers as kernels read them out of packets and write them into Parquet, and hints what they need soon."""
 
 from __future__ import annotations
 

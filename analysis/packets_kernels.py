@@ -10,7 +10,6 @@ import numpy as np
 
 from analysis.kernel_compiler import hot, inner, kernel
 from analysis.layout import (
-    AH,
     COUNTED_ARP,
     COUNTED_CUT,
     COUNTED_FIRST_TS,
@@ -20,254 +19,44 @@ from analysis.layout import (
     COUNTED_OPAQUE,
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
-    DIRECTION_IN,
-    DIRECTION_OUT,
-    ENCAPSULATION_4IN6,
-    ENCAPSULATION_6IN4,
-    ENCAPSULATION_6IN6,
     ENCAPSULATION_ESP,
-    ENCAPSULATION_GENEVE,
-    ENCAPSULATION_GRE,
-    ENCAPSULATION_IPIP,
-    ENCAPSULATION_MPLS,
-    ENCAPSULATION_VXLAN,
     ENCAPSULATION_WIREGUARD,
-    ESP,
     FRAGMENT_FIRST,
     FRAGMENT_LAST,
     FRAGMENT_LATER,
     FRAGMENT_NONE,
-    GRE,
-    ICMP,
-    ICMPV6,
-    IPIP,
-    IPV6,
-    LINKTYPE_CISCO_HDLC,
     LINKTYPE_ETHERNET,
-    LINKTYPE_IPV4,
-    LINKTYPE_IPV6,
-    LINKTYPE_LOOP,
-    LINKTYPE_NFLOG,
-    LINKTYPE_NULL,
-    LINKTYPE_PPP,
-    LINKTYPE_PPP_ETHER,
-    LINKTYPE_PPP_HDLC,
-    LINKTYPE_RAW,
-    LINKTYPE_RAW_BSD,
-    LINKTYPE_RAW_OPENBSD,
-    LINKTYPE_SLL,
-    LINKTYPE_SLL2,
-    MALFORMED_GENEVE,
-    MALFORMED_GRE,
-    MALFORMED_ICMP,
     MALFORMED_IP,
     MALFORMED_IPV6_EXTENSION,
     MALFORMED_LINK,
-    MALFORMED_MPLS,
-    MALFORMED_SCTP,
-    MALFORMED_TCP,
-    MALFORMED_TCP_OPTIONS,
     MALFORMED_TOO_DEEP,
-    MALFORMED_UDP,
-    MALFORMED_VXLAN,
     NETWORK_ARP,
     NETWORK_OTHER,
     NETWORK_SKIPPED,
-    SCTP,
     TCP,
-    TCP_CUT,
     TCP_WHOLE,
-    UDP,
+)
+from analysis.link_kernels import (
+    ANY_IP,
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    ETHERTYPE_MPLS,
+    ETHERTYPE_MPLS_MULTICAST,
+    ETHERTYPE_PPP,
+    ETHERTYPE_PPPOE,
+    ETHERTYPE_TEB,
+    NOTHING,
+    decode_ethernet,
+    decode_link,
+    decode_ppp,
+    plain_ethernet,
 )
 from analysis.loads import be16, be32, be64
-
-ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_ARP = 0x0806
-ETHERTYPE_TEB = 0x6558  # transparent Ethernet bridging: an Ethernet frame follows
-ETHERTYPE_IPV6 = 0x86DD
-ETHERTYPE_PPP = 0x880B
-ETHERTYPE_MPLS = 0x8847
-ETHERTYPE_MPLS_MULTICAST = 0x8848
-ETHERTYPE_PPPOE = 0x8864
-ETHERTYPE_ERSPAN = 0x88BE
-ETHERTYPE_ERSPAN3 = 0x22EB
-
-# What `decode_link` and `decode_network` hand to each other beside real Ethertypes.
-NOTHING = -1  # the frame ends here, or its rest can't be read
-ANY_IP = -2  # the version nibble decides
+from analysis.transport_kernels import MOST_LAYERS, decode_mpls, decode_tcp_options, decode_transport
 
 NOP_NOP_TIMESTAMPS = 0x0101080A  # the options of most TCP packets: two of padding, and these, which are 10 bytes
-
-CISCO_UNICAST = 0x0F  # Cisco's HDLC (RFC 1547, 4.3.1): such an address, a zero, an Ethertype
-CISCO_MULTICAST = 0x8F
-
-MOST_LAYERS = 16
-NFLOG_PAYLOAD = 9
 V4_MAPPED = np.uint64(0xFFFF00000000)
-
-
-# --- link layers -----------------------------------------------------------------------------------------------------
-
-
-@inner
-def decode_vlan_tags(data, p, ethertype, at, end):
-    """Skips 802.1Q, 802.1ad and older QinQ tags; keeps the innermost identifier."""
-    while (ethertype == 0x8100 or ethertype == 0x88A8 or ethertype == 0x9100 or ethertype == 0x9200) and at + 4 <= end:
-        p["vlan"] = be16(data, at) & 0x0FFF
-        ethertype = be16(data, at + 2)
-        at += 4
-    return ethertype, at
-
-
-@inner
-def decode_ethernet(data, p, at, end):
-    """Returns the Ethertype of what follows and where; 802.3 frames are followed only through SNAP."""
-    if at + 14 > end:
-        return NOTHING, at
-    ethertype = be16(data, at + 12)
-    at += 14
-    ethertype, at = decode_vlan_tags(data, p, ethertype, at, end)
-    if ethertype < 0x0600:
-        if at + 8 <= end and be32(data, at) == 0xAAAA0300 and be16(data, at + 4) == 0:
-            return be16(data, at + 6), at + 8
-        return NOTHING, at
-    return ethertype, at
-
-
-@inner
-def decode_ppp(data, at, end):
-    """PPP's protocol number (RFC 1661), one or two bytes, with or without address and control."""
-    begin = at
-    if at + 2 <= end and data[at] == 0xFF and data[at + 1] == 0x03:
-        at += 2
-    if at + 2 > end:
-        return NOTHING, begin
-    if data[at] & 1:
-        protocol = np.int64(data[at])
-        at += 1
-    else:
-        protocol = be16(data, at)
-        at += 2
-    if protocol == 0x0021:
-        return ETHERTYPE_IPV4, at
-    if protocol == 0x0057:
-        return ETHERTYPE_IPV6, at
-    if protocol == 0x0281:
-        return ETHERTYPE_MPLS, at
-    return NOTHING, at
-
-
-@inner
-def decode_nflog(data, at, end):
-    """Linux netfilter log: family, version, group, then attributes of length, type and value, padded to four bytes.
-
-    Length and type are in the byte order of the host that captured: types are small, and not 0.
-    """
-    if at + 8 > end:
-        return NOTHING, at
-    begin = at
-    family = data[at]
-    is_little = data[at + 7] == 0
-    at += 4
-    while at + 4 <= end:
-        size = np.int64(data[at]) | np.int64(data[at + 1]) << 8 if is_little else be16(data, at)
-        kind = np.int64(data[at + 2]) | np.int64(data[at + 3]) << 8 if is_little else be16(data, at + 2)
-        if kind == NFLOG_PAYLOAD:
-            if family == 2:
-                return ETHERTYPE_IPV4, at + 4
-            if family == 10:
-                return ETHERTYPE_IPV6, at + 4
-            return NOTHING, at + 4
-        if size < 4:
-            return NOTHING, begin
-        at += (size + 3) & ~3
-    return NOTHING, at
-
-
-@hot
-def plain_ethernet(data, p, at, end):
-    """The Ethertype of what most Ethernet frames are, IP without VLANs; NOTHING if decode_link has to look closer."""
-    if at + 14 > end:
-        return np.int64(NOTHING)
-    ethertype = be16(data, at + 12)
-    if ethertype != ETHERTYPE_IPV4 and ethertype != ETHERTYPE_IPV6:
-        return np.int64(NOTHING)
-    p["l2_source"] = (np.uint64(be32(data, at + 6)) << np.uint64(16)) | np.uint64(be16(data, at + 10))
-    return ethertype
-
-
-@inner
-def decode_link(data, p, link_type, at, end):
-    """The link-layer header: returns the Ethertype (or ANY_IP, NOTHING) of what follows, and where it begins."""
-    if link_type == LINKTYPE_ETHERNET:
-        if at + 14 <= end:
-            p["l2_source"] = (np.uint64(be32(data, at + 6)) << np.uint64(16)) | np.uint64(be16(data, at + 10))
-        return decode_ethernet(data, p, at, end)
-    if link_type == LINKTYPE_SLL2:
-        if at + 20 > end:
-            return NOTHING, at
-        p["ifindex"] = be32(data, at + 4) & 0x7FFFFFFF
-        p["direction"] = DIRECTION_OUT if data[at + 10] == 4 else DIRECTION_IN
-        p["l2_source"] = be64(data, at + 12)
-        return decode_vlan_tags(data, p, be16(data, at), at + 20, end)
-    if link_type == LINKTYPE_SLL:
-        if at + 16 > end:
-            return NOTHING, at
-        p["direction"] = DIRECTION_OUT if be16(data, at) == 4 else DIRECTION_IN
-        p["l2_source"] = be64(data, at + 6)
-        return decode_vlan_tags(data, p, be16(data, at + 14), at + 16, end)
-    if (
-        link_type == LINKTYPE_RAW
-        or link_type == LINKTYPE_RAW_BSD
-        or link_type == LINKTYPE_RAW_OPENBSD
-        or link_type == LINKTYPE_IPV4
-        or link_type == LINKTYPE_IPV6
-    ):
-        return ANY_IP, at
-    if link_type == LINKTYPE_NULL or link_type == LINKTYPE_LOOP:
-        if at + 4 > end:
-            return NOTHING, at
-        family = be32(data, at)
-        if family > 0xFFFF:  # written in the other byte order
-            family = np.int64(data[at]) | np.int64(data[at + 1]) << 8
-        if family == 2:
-            return ETHERTYPE_IPV4, at + 4
-        if family == 10 or family == 24 or family == 28 or family == 30:
-            return ETHERTYPE_IPV6, at + 4
-        return NOTHING, at
-    if link_type == LINKTYPE_PPP or link_type == LINKTYPE_PPP_HDLC or link_type == LINKTYPE_CISCO_HDLC:
-        if at < end and (data[at] == CISCO_UNICAST or data[at] == CISCO_MULTICAST):
-            return (be16(data, at + 2), at + 4) if at + 4 <= end else (NOTHING, at)
-        return decode_ppp(data, at, end) if link_type != LINKTYPE_CISCO_HDLC else (NOTHING, at)
-    if link_type == LINKTYPE_PPP_ETHER:
-        return decode_ppp(data, at + 6, end) if at + 8 <= end else (NOTHING, at)
-    if link_type == LINKTYPE_NFLOG:
-        return decode_nflog(data, at, end)
-    p["network"] = NETWORK_SKIPPED
-    return NOTHING, at
-
-
-# --- IP and what it carries ------------------------------------------------------------------------------------------
-
-
-@inner
-def add_encapsulation(p, encapsulation):
-    value = np.int64(p["encapsulation"])
-    shift = 0
-    while shift < 28 and (value >> shift) & 15:
-        shift += 4
-    p["encapsulation"] = value | (encapsulation << shift)
-
-
-@inner
-def enter_ip_tunnel(p, encapsulation):
-    """What was decoded so far is the outer packet; the outermost one stays."""
-    if not p["outer_src_hi"] and not p["outer_src_lo"] and not p["outer_dst_hi"] and not p["outer_dst_lo"]:
-        p["outer_src_hi"] = p["src_hi"]
-        p["outer_src_lo"] = p["src_lo"]
-        p["outer_dst_hi"] = p["dst_hi"]
-        p["outer_dst_lo"] = p["dst_lo"]
-    add_encapsulation(p, encapsulation)
 
 
 @inner
@@ -329,6 +118,20 @@ def set_fragment(p, offset, more):
 
 
 @inner
+def follow_routing_header(data, p, at, size, end):
+    """As follow_source_route, of the types that name whole addresses: 0 (RFC 2460, 4.4) ends with the last one, segment
+    routing's 4 (RFC 8754) begins with it, mobile hosts' 2 (RFC 6275) has no other."""
+    kind = data[at + 2]
+    addresses = (size - 8) // 16
+    if data[at + 3] == 0 or addresses == 0 or (kind != 0 and kind != 2 and kind != 4):
+        return
+    last = at + 8 + (16 * (addresses - 1) if kind == 0 else 0)
+    if last + 16 <= end:
+        p["dst_hi"] = be64(data, last)
+        p["dst_lo"] = be64(data, last + 8)
+
+
+@inner
 def decode_ipv6(data, p, at, end, wire):
     """As decode_ipv4; extension headers (RFC 8200) are skipped, lengths of 0 (jumbograms, GSO) are the wire's."""
     if wire < 40:
@@ -361,6 +164,8 @@ def decode_ipv6(data, p, at, end, wire):
             if at + 8 > end:
                 break
             size = (np.int64(data[at + 1]) + 1) * 8
+            if protocol == 43 and size <= wire:
+                follow_routing_header(data, p, at, size, end)
         elif protocol == 44:
             if at + 8 > end:
                 break
@@ -385,264 +190,7 @@ def decode_ipv6(data, p, at, end, wire):
     return protocol, at, wire
 
 
-@inner
-def decode_tcp(data, p, at, end, wire):
-    if wire < 20:
-        p["malformed"] = MALFORMED_TCP
-    if wire < 4 or at + 4 > end:
-        return
-    p["src_port"] = be16(data, at)
-    p["dst_port"] = be16(data, at + 2)
-    p["has_ports"] = 1
-    if wire < 20 or at + 20 > end:
-        return
-    p["tcp_seq"] = be32(data, at + 4)
-    p["tcp_ack"] = be32(data, at + 8)
-    p["tcp_flags"] = be16(data, at + 12) & 0x0FFF
-    p["tcp_window"] = be16(data, at + 14)
-    header = (np.int64(data[at + 12]) >> 4) * 4
-    if header < 20 or header > wire:
-        p["malformed"] = MALFORMED_TCP
-        return
-    p["tcp_analyzable"] = TCP_WHOLE if at + header <= end else TCP_CUT
-    p["payload_length"] = wire - header
-    p["payload_offset"] = at + header
-    p["payload_captured"] = max(0, min(end - at, wire) - header)
-    decode_tcp_options(data, p, at + 20, min(at + header, end))
-
-
-@inner
-def decode_tcp_options(data, p, at, end):
-    while at < end:
-        kind = data[at]
-        if kind == 0:
-            return
-        if kind == 1:
-            at += 1
-            continue
-        if at + 2 > end:
-            return
-        size = np.int64(data[at + 1])
-        if size < 2:
-            p["malformed"] = MALFORMED_TCP_OPTIONS
-            return
-        if at + size > end:
-            return
-        if kind == 8 and size == 10:
-            p["has_timestamps"] = 1
-            p["tsval"] = be32(data, at + 2)
-            p["tsecr"] = be32(data, at + 6)
-        elif kind == 5 and size >= 10:
-            p["sack_offset"] = at + 2
-            p["sack_blocks"] = (size - 2) // 8
-        elif kind == 2 and size == 4:
-            p["tcp_mss"] = be16(data, at + 2)
-        elif kind == 3 and size == 3:
-            p["tcp_window_scale"] = min(np.int64(data[at + 2]), 14)
-        at += size
-
-
-@inner
-def decode_icmp(data, p, at, end, wire):
-    if wire < 4:
-        p["malformed"] = MALFORMED_ICMP
-        return
-    if at + 2 > end:
-        return
-    kind = np.int64(data[at])
-    p["icmp_type"] = kind
-    p["icmp_code"] = data[at + 1]
-    p["payload_length"] = max(0, wire - 8)
-    p["payload_offset"] = at + 8
-    p["payload_captured"] = max(0, min(end - at, wire) - 8)
-    if p["protocol"] == ICMPV6:
-        is_error = 1 <= kind <= 4
-    else:
-        is_error = 3 <= kind <= 5 or kind == 11 or kind == 12
-    if is_error and at + 28 <= end:
-        p["quote_offset"] = at + 8
-        p["quote_end"] = min(end, at + wire)
-
-
-@inner
-def is_wireguard(data, p, at, wire, end):
-    """Message types and lengths of WireGuard on the ports that Calico and Cilium use (wireguard.com/protocol)."""
-    if not (is_wireguard_port(p["src_port"]) or is_wireguard_port(p["dst_port"])) or at + 4 > end:
-        return False
-    kind = data[at]
-    if data[at + 1] or data[at + 2] or data[at + 3]:
-        return False
-    return (
-        (kind == 1 and wire == 148)
-        or (kind == 2 and wire == 92)
-        or (kind == 3 and wire == 64)
-        or (kind == 4 and wire >= 32 and wire % 16 == 0)
-    )
-
-
-@inner
-def is_wireguard_port(port):
-    return port == 51820 or port == 51821 or port == 51871
-
-
-@inner
-def decode_udp(data, p, at, end, wire, vxlan_ports):
-    """Returns (Ethertype, ETHERTYPE_TEB or NOTHING, at, wire) of what is tunnelled in it."""
-    if wire < 8:
-        p["malformed"] = MALFORMED_UDP
-    if wire < 4 or at + 4 > end:
-        return NOTHING, at, wire
-    p["src_port"] = be16(data, at)
-    p["dst_port"] = be16(data, at + 2)
-    p["has_ports"] = 1
-    if wire < 8 or at + 8 > end:
-        return NOTHING, at, wire
-    length = be16(data, at + 4)
-    if length == 0:  # jumbogram or GSO
-        length = wire
-    if length < 8 or (length > wire and p["fragment"] == FRAGMENT_NONE):
-        p["malformed"] = MALFORMED_UDP
-        length = wire
-    length = min(length, wire)
-    at += 8
-    wire = length - 8
-    p["payload_length"] = wire
-    p["payload_offset"] = at
-    p["payload_captured"] = max(0, min(end - at, wire))
-    port = np.int64(p["dst_port"])
-    for candidate in vxlan_ports:
-        if port == candidate:
-            if wire < 8:
-                p["malformed"] = MALFORMED_VXLAN
-            elif at + 8 <= end and data[at] & 0x08:
-                enter_ip_tunnel(p, np.int64(ENCAPSULATION_VXLAN))
-                p["vni"] = be32(data, at + 4) >> 8
-                return ETHERTYPE_TEB, at + 8, wire - 8
-            return NOTHING, at, wire
-    if port == 6081:
-        if wire < 8:
-            p["malformed"] = MALFORMED_GENEVE
-            return NOTHING, at, wire
-        if at + 8 > end or data[at] >> 6:
-            return NOTHING, at, wire
-        size = 8 + (np.int64(data[at]) & 63) * 4
-        if size > wire:
-            p["malformed"] = MALFORMED_GENEVE
-            return NOTHING, at, wire
-        enter_ip_tunnel(p, np.int64(ENCAPSULATION_GENEVE))
-        p["vni"] = be32(data, at + 4) >> 8
-        return be16(data, at + 2), at + size, wire - size
-    if is_wireguard(data, p, at, wire, end):
-        add_encapsulation(p, np.int64(ENCAPSULATION_WIREGUARD))
-    elif (port == 4500 or p["src_port"] == 4500) and wire > 4 and at + 4 <= end and be32(data, at):
-        add_encapsulation(p, np.int64(ENCAPSULATION_ESP))  # RFC 3948: a zero SPI would be IKE
-    return NOTHING, at, wire
-
-
-@inner
-def decode_gre(data, p, at, end, wire):
-    """GRE (RFC 2784, 2890), PPTP's version 1 (RFC 2637) and ERSPAN; returns as decode_udp."""
-    if wire < 4:
-        p["malformed"] = MALFORMED_GRE
-        return NOTHING, at, wire
-    if at + 4 > end:
-        return NOTHING, at, wire
-    flags = be16(data, at)
-    protocol = be16(data, at + 2)
-    size = 4
-    if flags & 0x8000:
-        size += 4
-    if flags & 0x2000:
-        size += 4
-    if flags & 0x1000:
-        size += 4
-    if flags & 0x0007 == 1 and flags & 0x0080:
-        size += 4
-    if flags & 0x4000 or flags & 0x0007 > 1:  # source routing and versions that nobody uses
-        return NOTHING, at, wire
-    if protocol == ETHERTYPE_ERSPAN:
-        if flags & 0x1000:
-            size += 8
-        protocol = ETHERTYPE_TEB
-    elif protocol == ETHERTYPE_ERSPAN3:
-        size += 12
-        protocol = ETHERTYPE_TEB
-    if size > wire:
-        p["malformed"] = MALFORMED_GRE
-        return NOTHING, at, wire
-    enter_ip_tunnel(p, np.int64(ENCAPSULATION_GRE))
-    return protocol, at + size, wire - size
-
-
-@inner
-def decode_mpls(data, p, at, end, wire):
-    """Pops the label stack; what follows is told by its first nibble (RFC 4928), 0 is a pseudowire's control word."""
-    add_encapsulation(p, np.int64(ENCAPSULATION_MPLS))
-    for _ in range(MOST_LAYERS):
-        if wire < 4:
-            p["malformed"] = MALFORMED_MPLS
-            return NOTHING, at, wire
-        if at + 4 > end:
-            return NOTHING, at, wire
-        bottom = data[at + 2] & 1
-        at += 4
-        wire -= 4
-        if bottom:
-            break
-    if at >= end:
-        return NOTHING, at, wire
-    nibble = data[at] >> 4
-    if nibble == 4 or nibble == 6:
-        return ANY_IP, at, wire
-    if nibble == 0:
-        return ETHERTYPE_TEB, at + 4, wire - 4
-    return NOTHING, at, wire
-
-
-@inner
-def decode_transport(data, p, protocol, at, end, wire, vxlan_ports):
-    """The IP payload; returns as decode_udp, with ANY_IP for IP in IP."""
-    p["payload_length"] = wire
-    p["payload_offset"] = at
-    p["payload_captured"] = max(0, min(end - at, wire))
-    if p["fragment_offset"] > 0:
-        return NOTHING, at, wire
-    if protocol == AH and wire >= 12 and at + 12 <= end:
-        size = (np.int64(data[at + 1]) + 2) * 4
-        protocol = np.int64(data[at])
-        if size > wire:
-            p["malformed"] = MALFORMED_IP
-            return NOTHING, at, wire
-        p["protocol"] = protocol
-        at += size
-        wire -= size
-    if protocol == TCP:
-        decode_tcp(data, p, at, end, wire)
-    elif protocol == UDP:
-        return decode_udp(data, p, at, end, wire, vxlan_ports)
-    elif protocol == ICMP or protocol == ICMPV6:
-        decode_icmp(data, p, at, end, wire)
-    elif protocol == SCTP:
-        if wire < 12:
-            p["malformed"] = MALFORMED_SCTP
-        elif at + 4 <= end:
-            p["src_port"] = be16(data, at)
-            p["dst_port"] = be16(data, at + 2)
-            p["has_ports"] = 1
-            p["payload_length"] = wire - 12
-            p["payload_offset"] = at + 12
-            p["payload_captured"] = max(0, min(end - at, wire) - 12)
-    elif protocol == GRE:
-        return decode_gre(data, p, at, end, wire)
-    elif protocol == IPIP:
-        enter_ip_tunnel(p, np.int64(ENCAPSULATION_IPIP if p["ip_version"] == 4 else ENCAPSULATION_4IN6))
-        return ETHERTYPE_IPV4, at, wire
-    elif protocol == IPV6:
-        enter_ip_tunnel(p, np.int64(ENCAPSULATION_6IN4 if p["ip_version"] == 4 else ENCAPSULATION_6IN6))
-        return ETHERTYPE_IPV6, at, wire
-    elif protocol == ESP:
-        add_encapsulation(p, np.int64(ENCAPSULATION_ESP))
-    return NOTHING, at, wire
+# --- from the outside to the inside -----------------------------------------------------------------------------------
 
 
 @hot

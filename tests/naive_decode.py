@@ -313,6 +313,10 @@ def _ipv6_extensions(packet: Fields, protocol: int, rest: Rest) -> tuple[int, Re
         if size > rest.wire:
             packet["malformed"] = layout.MALFORMED_IPV6_EXTENSION
             break
+        if protocol == 43 and rest.number("B", 3):
+            at = {0: 8 + 16 * ((size - 8) // 16 - 1), 2: 8, 4: 8}.get(rest.number("B", 2))
+            if at is not None and size >= 24 and rest.at + at + 16 <= rest.end:
+                packet |= {"dst_hi": rest.number("Q", at), "dst_lo": rest.number("Q", at + 8)}
         protocol, rest = rest.number("B"), rest.after(size)
     return protocol, rest
 

@@ -21,10 +21,15 @@ def name(path: Path) -> str:
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported(path: Path) -> list[str]:
     """Every module that a file imports, at its top or inside a function; `from a import b` gives `a.b`."""
     modules: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -38,8 +43,9 @@ def is_part_of(module: str, packages: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
-def test_kernels_import_numpy_layout_loads_and_their_compiler_only(path: Path) -> None:
+def test_kernels_import_numpy_layout_loads_each_other_and_their_compiler_only(path: Path) -> None:
     allowed = {"numpy", "analysis.kernel_compiler", "analysis.layout", "analysis.loads", "typing", "__future__"}
+    allowed |= {f"analysis.{other.stem}" for other in KERNELS}
     assert [module for module in imported(path) if not is_part_of(module, allowed)] == []
 
 
@@ -54,11 +60,15 @@ def test_every_function_of_kernels_is_compiled(path: Path) -> None:
 @pytest.mark.parametrize("path", KERNELS, ids=name)
 def test_only_python_calls_a_kernel(path: Path) -> None:
     """What is in the cache can be run, but not be compiled into another kernel."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
-    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
-    kernels = {each.name for each in functions if ast.unparse(each.decorator_list[0]) in ("kernel", "allocating")}
-    assert kernels and called & kernels == set()
+    here = {name.rpartition(".")[2]: name for name in imported(path)}
+    called = {ast.unparse(node.func) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)}
+    kernels = {
+        f"analysis.{file.stem}.{node.name}"
+        for file in KERNELS
+        for node in ast.walk(parsed(file))
+        if isinstance(node, ast.FunctionDef) and ast.unparse(node.decorator_list[0]) in ("kernel", "allocating")
+    }
+    assert kernels and {here.get(name, f"analysis.{path.stem}.{name}") for name in called} & kernels == set()
 
 
 def test_kernels_are_cached_check_bounds_and_free_the_gil() -> None:
@@ -76,9 +86,12 @@ def test_kernels_are_cached_check_bounds_and_free_the_gil() -> None:
 @pytest.mark.parametrize("path", KERNELS, ids=name)
 def test_a_test_marked_kernel_imports_the_kernels_or_their_wrapper(path: Path) -> None:
     kernels = f"analysis.{path.stem}"
-    wrappers = {
-        f"analysis.{module.stem}" for module in MODULES if any(is_part_of(i, {kernels}) for i in imported(module))
-    }
+    wrappers: set[str] = set()
+    for file in (path, *(file for file in KERNELS if any(is_part_of(i, {kernels}) for i in imported(file)))):
+        own = f"analysis.{file.stem}"
+        wrappers |= {
+            f"analysis.{module.stem}" for module in MODULES if any(is_part_of(i, {own}) for i in imported(module))
+        }
     tests = [test for test in TESTS if re.search(r"^(@|pytestmark = )pytest\.mark\.kernel", test.read_text(), re.M)]
     assert [test.name for test in tests if any(is_part_of(i, wrappers | {kernels}) for i in imported(test))] != []
 
@@ -86,7 +99,6 @@ def test_a_test_marked_kernel_imports_the_kernels_or_their_wrapper(path: Path) -
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_a_module_fits_the_head(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    # Numba's cache watches the file of a kernel only, so what it calls has to be in the same one.
     assert lines <= (800 if path in KERNELS else 500)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,12 +105,41 @@ def test_a_helper_leaves_what_it_compiles_in_the_cache(tmp_path: Path) -> None:
     assert {path.name.partition(".")[0] for path in tmp_path.rglob("*.nbc")} == {"framing_kernels"}
 
 
+def test_a_kernel_is_compiled_anew_when_a_file_it_was_made_of_has_changed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "analysis", tmp_path / "analysis", ignore=shutil.ignore_patterns("__pycache__"))
+    decorated = "from analysis.kernel_compiler import *\n@{}\ndef {}(x):\n    return {}\n"
+    (tmp_path / "analysis" / "answer_kernels.py").write_text(
+        "from analysis.middle_kernels import middle\n" + decorated.format("kernel", "answer", "middle(x)")
+    )
+    (tmp_path / "analysis" / "middle_kernels.py").write_text(
+        "from analysis.inner_kernels import inmost\n" + decorated.format("inner", "middle", "inmost(x)")
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("NUMBA_DISABLE_JIT", None)
+    code = "from analysis.answer_kernels import answer as a; print(a(1), sum(a.stats.cache_hits.values()))"
+
+    def run() -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    changed = tmp_path / "analysis" / "inner_kernels.py"
+    changed.write_text(decorated.format("inner", "inmost", "x + 1"))
+    assert (run(), run()) == ("2 0\n", "2 1\n")
+    changed.write_text(decorated.format("inner", "inmost", "x + 2"))
+    assert run() == "3 0\n"
+    with (tmp_path / "analysis" / "layout.py").open("a") as layout:
+        layout.write("# of which the kernel took a number\n")
+    assert run() == "3 0\n"
+
+
 def test_no_two_parts_call_kernels_of_one_file() -> None:
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     run = subprocess.run([sys.executable, "-c", FILES_OF_PARTS], cwd=ROOT, env=environment, capture_output=True)
     files = [Path(path).name for part in json.loads(run.stdout) for path in part]
     assert len(files) == len(set(files))
-    assert set(files) == {path.name for path in (ROOT / "analysis").glob("*_kernels.py")}
+    entered = re.compile(r"^@(kernel|allocating)$", re.M)
+    kernels = [path for path in (ROOT / "analysis").glob("*_kernels.py") if entered.search(path.read_text())]
+    assert set(files) == {path.name for path in kernels}
 
 
 def test_interrupted_while_it_compiles_nothing_is_left_running(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    IPv6ExtHdrSegmentRouting,
 )
 from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether, Loopback
 from scapy.layers.ppp import HDLC, PPP
@@ -374,20 +376,37 @@ SOURCE_ROUTES: list[tuple[Packet, str]] = [
 """Headers, and the destination that tshark 4.0 tells of each."""
 
 
+ROUTING_HEADERS: list[tuple[Packet, str]] = [
+    (IPv6ExtHdrRouting(addresses=["9::1", "9::2"], segleft=2), "9::2"),
+    (IPv6ExtHdrRouting(addresses=["9::1", "9::2"], segleft=1), "9::2"),
+    (IPv6ExtHdrRouting(addresses=["9::1", "9::2"], segleft=0), "2::2"),
+    (IPv6ExtHdrRouting(addresses=[], segleft=1), "2::2"),
+    (IPv6ExtHdrRouting(type=2, addresses=["9::1"], segleft=1), "9::1"),
+    (IPv6ExtHdrRouting(type=9, addresses=["9::1"], segleft=1), "2::2"),
+    (IPv6ExtHdrSegmentRouting(addresses=["9::1", "9::2", "9::3"], segleft=1), "9::1"),
+    (IPv6ExtHdrSegmentRouting(addresses=["9::1", "9::2"], segleft=0), "2::2"),
+    (IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting(addresses=["9::1"], segleft=1) / IPv6ExtHdrDestOpt(), "9::1"),
+]
+
+
 def routed() -> list[bytes]:
     for header, _ in SOURCE_ROUTES:
         header.src, header.dst = "1.1.1.1", "2.2.2.2"
-    return [bytes(header / TCP(sport=1000, dport=80) / b"hello") for header, _ in SOURCE_ROUTES]
+    headers = [header for header, _ in SOURCE_ROUTES]
+    headers += [IPv6(src="1::1", dst="2::2") / header for header, _ in ROUTING_HEADERS]
+    return [bytes(header / TCP(sport=1000, dport=80) / b"hello") for header in headers]
 
 
-def test_a_packet_is_for_the_end_of_its_source_route() -> None:
+def test_a_packet_is_for_the_end_of_its_route() -> None:
     packets = decode([(frame, len(frame)) for frame in routed()], layout.LINKTYPE_RAW)
-    found = [str(ipaddress.IPv4Address(int(lo) & 0xFFFFFFFF)) for lo in packets["dst_lo"]]
-    assert found == [address for _, address in SOURCE_ROUTES]
-    assert list(packets["dst_port"]) == [80] * len(SOURCE_ROUTES)
+    found = [ipaddress.IPv6Address((int(hi) << 64) | int(lo)) for hi, lo in packets[["dst_hi", "dst_lo"]]]
+    assert [str(address.ipv4_mapped or address) for address in found] == [
+        address for _, address in SOURCE_ROUTES + ROUTING_HEADERS
+    ]
+    assert (packets["dst_port"] == 80).all()
 
 
-def test_damaged_source_routes_decode_as_in_the_naive_twin() -> None:
+def test_damaged_routes_decode_as_in_the_naive_twin() -> None:
     random_ = random.Random(1)
     assert_same([damaged(random_, frame) for frame in routed() for _ in range(PACKETS_EACH)], layout.LINKTYPE_RAW)
 
