@@ -75,6 +75,10 @@ class Flows:
         self._clock = np.iinfo(np.int64).min
         self._server_names: dict[int, str] = {}
 
+    def must_rest(self, packets: int) -> bool:
+        """Whether assign() of so many moves what account() works on: all before them have to be accounted for first."""
+        return self._unswept >= SWEEP_PACKETS or self._slots_needed(packets) > len(self.slots)
+
     def assign(
         self,
         data: npt.NDArray[np.uint8],
@@ -84,8 +88,13 @@ class Flows:
     ) -> int:
         """Set flow, flow_uid, flow_first_seen, from_orig, starts_flow and is_copy of PACKET[n]; returns the copies.
 
+        Those before them may be accounted for at the same time, unless it must_rest().
+
         `data`: of their chunk. `points` (layout.POINT_*) and `point_hashes` are by observation point.
         """
+        if self._unswept >= SWEEP_PACKETS:
+            self._sweep()
+        self._unswept += len(packets)
         self._make_room(len(packets))
         settled = np.empty(len(self._early) + len(packets), PACKET)  # most often untouched, which takes no time
         with np.errstate(over="ignore"):
@@ -118,9 +127,6 @@ class Flows:
             name = data[offset : offset + length].tobytes()
             self._server_names[uid] = name.decode("ascii", "backslashreplace").lower()
         counts[accounts.NAME_COUNT] = 0
-        self._unswept += len(packets)
-        if self._unswept >= SWEEP_PACKETS:
-            self._sweep()
 
     @property
     def finished(self) -> int:
@@ -186,9 +192,12 @@ class Flows:
                 closed.counts,
             )
 
-    def _make_room(self, packets: int) -> None:
+    def _slots_needed(self, packets: int) -> int:
         """Every packet may begin a flow in a new slot."""
-        needed = self.used - int(self._free[-1]) + packets
+        return self.used - int(self._free[-1]) + packets
+
+    def _make_room(self, packets: int) -> None:
+        needed = self._slots_needed(packets)
         if needed <= len(self.slots):
             return
         size = max(rooms.GROWTH * len(self.slots), 1 << needed.bit_length())

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from analysis import columns, lake, rooms
+from analysis import columns, lake, path_mtu, rooms
 from analysis.derive import derive
 from analysis.dns import Dns, DnsRows, to_arrow
 from analysis.enrich import enrich as enrich_lake
@@ -96,6 +96,8 @@ class Chunk:
     packets: Records
     counts: npt.NDArray[np.int64]
     """Of the segment (layout.COUNTED_*)."""
+    tells_of_paths: bool
+    """A router says that a packet was too big: that is learned before what follows finds its flows."""
 
 
 def analyze(
@@ -275,7 +277,9 @@ class _Line:
             self._read.append((segment, counts, node))
             for data, frames in segment.chunks(room=self._bytes.take):
                 packets = self._decode(node, segment, numbers[id(segment)], data, frames, counts)
-                yield Chunk(data, packets, counts)
+                self._bytes.keep()
+                self._packets.keep()
+                yield Chunk(data, packets, counts, bool(self._ahead and path_mtu.reports(packets)))
                 self._seen_bytes += len(data)
             if counts[COUNTED_PACKETS]:
                 first_ts, last_ts = int(counts[COUNTED_FIRST_TS]), int(counts[COUNTED_LAST_TS])
@@ -311,17 +315,20 @@ class _Line:
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
-        """One recording. Reading and decoding run ahead, lookups, rows and tables behind, in threads of their own."""
+        """One recording. Reading and decoding run ahead of the search for flows, all else behind, in threads."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
         parallel = self._jobs > 1
         with (
             ThreadPoolExecutor(1) as reader,
             ThreadPoolExecutor(1) as asker,
+            ThreadPoolExecutor(1) as judges,
             ThreadPoolExecutor(1) as packer,
             ThreadPoolExecutor(1) as writer,
         ):
-            read, ask, pack, write = (pool.submit if parallel else _at_once for pool in (reader, asker, packer, writer))
+            pools = reader, asker, judges, packer, writer
+            read, ask, judge, pack, write = (pool.submit if parallel else _at_once for pool in pools)
             asking: deque[Future[None]] = deque()
+            judging: deque[Future[None]] = deque()
             packing: deque[Future[None]] = deque()
             writing: deque[Future[None]] = deque()
 
@@ -334,20 +341,19 @@ class _Line:
                 chunk = coming.popleft().result()
                 if chunk is None:
                     break
+                if flows.must_rest(len(chunk.packets)):
+                    _finish(judging)
                 copies = flows.assign(chunk.data, chunk.packets, self._points.kinds(), self._points.hashes())
                 chunk.counts[COUNTED_COPIES] += copies
+                judging.append(judge(self._judge, flows, retransmits, chunk, flows.slots, write_later))
                 asking.append(ask(self._feed_dns, dns, chunk, write_later))
-                verdicts = retransmits.feed(chunk.data, chunk.packets, flows.slots)
-                flows.account(chunk.data, chunk.packets, verdicts)
                 packing.append(pack(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
-                if flows.finished >= FLUSH_FLOWS:
-                    rows = flows.rows()
-                    _learn_uncertain(retransmits, rows)
-                    write_later(self._write_minutes, rows[-1])
-                    write_later(self._write_flows, rows)
-                self._wait(asking, packing, writing)
+                if chunk.tells_of_paths:
+                    _finish(judging)
+                self._wait(asking, judging, packing, writing)
                 self._show_progress()
             asking.append(ask(self._finish_dns, dns, write_later))
+            _finish(judging)
             flows.finish()
             packing.append(pack(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
             packing.append(pack(self._write_row_groups, node))
@@ -357,10 +363,20 @@ class _Line:
                 write_later(self._write_flows_table, self._flows_table(rows))
                 self._wait(writing)
             self._write_retransmits(node, retransmits.rows())
-            for last in (*asking, *packing):
-                last.result()
-            for last in writing:
-                last.result()
+            _finish(asking)
+            _finish(packing)
+            _finish(writing)
+
+    def _judge(
+        self, flows: Flows, retransmits: Retransmits, chunk: Chunk, slots: Records, write_later: Callable[..., None]
+    ) -> None:
+        """What was sent again, and what that adds to the flows' accounts; `slots`: those of the chunk's flows."""
+        flows.account(chunk.data, chunk.packets, retransmits.feed(chunk.data, chunk.packets, slots))
+        if flows.finished >= FLUSH_FLOWS:
+            rows = flows.rows()
+            _learn_uncertain(retransmits, rows)
+            write_later(self._write_minutes, rows[-1])
+            write_later(self._write_flows, rows)
 
     def _wait(self, *queues: deque[Future[None]]) -> None:
         """Until no queue is longer than it may be."""
@@ -424,6 +440,11 @@ def _learn_uncertain(retransmits: Retransmits, rows: FlowRows) -> None:
     """Where the capture missed too much of a flow, its retransmits are in doubt."""
     flows, sides = rows[:2]
     retransmits.learn_uncertain(flows["flow_uid"][is_loss_uncertain(flows, sides)])
+
+
+def _finish(queue: deque[Future[None]]) -> None:
+    while queue:
+        queue.popleft().result()
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:

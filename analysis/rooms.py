@@ -57,15 +57,17 @@ def give_back() -> None:
 
 
 class Ring:
-    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were taken."""
+    """Arrays for chunks, used again in turn: a chunk has its array until `size` - 1 others were kept."""
 
     def __init__(self, dtype: np.dtype[Any] | type[Any], size: int) -> None:
         self._arrays = deque([zeros(0, dtype)] * size)
 
     def take(self, length: int) -> Array:
-        """The next array, of this length; it holds anything."""
-        array = self._arrays.popleft()
-        if len(array) < length:
-            array = zeros(length, array.dtype)
-        self._arrays.append(array)
-        return array[:length]
+        """The next array, of this length; it holds anything. The same is taken again and again until it is kept."""
+        if len(self._arrays[0]) < length:
+            self._arrays[0] = zeros(length, self._arrays[0].dtype)
+        return self._arrays[0][:length]
+
+    def keep(self) -> None:
+        """A chunk was made of what was taken."""
+        self._arrays.rotate(-1)

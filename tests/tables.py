@@ -37,7 +37,7 @@ def analysed(*captures: str | Path, **options: Any) -> Analysed:
     """All tables of the given files or folders."""
     with TemporaryDirectory() as folder:
         lake = Path(folder) / "lake"
-        summary = analyze([str(capture) for capture in captures], lake, jobs=1, **options)
+        summary = analyze([str(capture) for capture in captures], lake, **{"jobs": 1, **options})
         return Analysed(stored(lake), summary.problems)
 
 
