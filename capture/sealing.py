@@ -57,17 +57,22 @@ class Sealing:
         return not self._thread.is_alive() and not self._ring.state(time.time_ns()).waiting_segments
 
     def _run(self) -> None:
+        last: _Ended | None = None
         while ended := self._queue.get():
-            try:
-                self._seal(ended)
-            except FileNotFoundError as error:
-                self.lost.put(gone(ended.facts.ledger, is_elsewhere=ended.file.part.is_elsewhere))
-                log.error("a segment was removed before it was sealed", error=str(error))
-            except OSError as error:
-                self._metrics.add(WRITE_ERRORS, 1, _name(error))
-                log.error(
-                    "a segment could not be sealed, it is tried again", stem=ended.file.part.stem, error=str(error)
-                )
+            last = ended
+            self._try(ended)
+        if last and self._ring.state(time.time_ns()).waiting_segments:
+            self._try(last)  # and with it all that waits: the disk may work by now
+
+    def _try(self, ended: _Ended) -> None:
+        try:
+            self._seal(ended)
+        except FileNotFoundError as error:
+            self.lost.put(gone(ended.facts.ledger, is_elsewhere=ended.file.part.is_elsewhere))
+            log.error("a segment was removed before it was sealed", error=str(error))
+        except OSError as error:
+            self._metrics.add(WRITE_ERRORS, 1, _name(error))
+            log.error("a segment could not be sealed, it is tried again", stem=ended.file.part.stem, error=str(error))
 
     def _seal(self, ended: _Ended) -> None:
         file = ended.file
