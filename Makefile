@@ -36,7 +36,7 @@ demo: $(VENV)/installed-analysis
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -c 'from analysis.compilation import compile_kernels; compile_kernels(2)'
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m kernel --numprocesses 2
 
 lint: $(VENV)/installed-dev
