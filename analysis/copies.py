@@ -14,9 +14,9 @@ point. The first time counts; what comes within 100 ms and shows the same is a c
   often that is, the first packet tells (nothing is sent twice within 20 ms of it), later the greater number. Without
   timestamps either, some of what is sent again at once may pass for a copy: counts are then a lower bound.
 - Where a snap length left no TCP options, as it may in a tunnel alone, they count for nothing between what has
-  them and what has not.
-- Other packets without ids are compared by length and the first 64 bytes of payload. Where these were not captured, one
-  look shows each once; so it does in a capture of one interface, unless other packets come twice as a rule.
+  them and what has not; where they are, timestamps tell how often a packet was sent.
+- Other packets without ids are compared by length and the first 64 bytes of payload. Where not all these were captured,
+  one look shows each once; so it does in a capture of one interface, unless other packets come twice as a rule.
 
 What is kept is bounded: the last 65,536 packets of all flows, and eight looks of each side of a flow.
 """
