@@ -134,4 +134,4 @@ def test_memory_is_that_of_all_processes_of_the_command_and_not_of_the_one_who_m
     both = run([sys.executable, "-c", pair], 2, tmp_path, tmp_path)
     assert 60 < alone.peak_mib < 100
     assert 120 < both.peak_mib < 200
-    assert alone.wall_seconds > 0.3 > alone.cpu_seconds
+    assert alone.wall_seconds > alone.cpu_seconds + 0.29  # asleep, it takes no time of a processor
