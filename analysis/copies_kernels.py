@@ -274,7 +274,7 @@ def is_beyond(p, top, top_ack, seq, length):
 
 
 @hot
-def has_payload(p):
+def is_comparable(p):
     """Whether what is hashed of it was captured: the first bytes of a tunnel's datagrams are all the same."""
     wanted = min(np.int64(p["payload_length"]), HASHED_BYTES)
     return 0 < wanted <= np.int64(p["payload_captured"])
@@ -346,7 +346,7 @@ def is_copy(p, data, memory, place, point):
     can_tell = True
     if not is_stream:
         can_tell = point == POINT_MIXED or 8 * again > new
-        can_tell = can_tell and (has_id or has_payload(p))
+        can_tell = can_tell and (has_id or is_comparable(p))
     if alike and of_first and can_tell:
         lane["first_repeats"] = lane["first_repeats"] + 1 if has_id else max(np.int64(lane["first_repeats"]), alike)
     times = np.int64(1)

@@ -57,14 +57,15 @@ class Sealing:
         return not self._thread.is_alive() and not self._ring.state(time.time_ns()).waiting_segments
 
     def _run(self) -> None:
-        last: _Ended | None = None
+        waits: _Ended | None = None
         while ended := self._queue.get():
-            last = ended
-            self._try(ended)
-        if last and self._ring.state(time.time_ns()).waiting_segments:
-            self._try(last)  # and with it all that waits: the disk may work by now
+            if not self._try(ended):
+                waits = ended
+        if waits and self._ring.state(time.time_ns()).waiting_segments:
+            self._try(waits)  # and with it all that waits: the disk may work by now
 
-    def _try(self, ended: _Ended) -> None:
+    def _try(self, ended: _Ended) -> bool:
+        """Whether there is nothing to try again."""
         try:
             self._seal(ended)
         except FileNotFoundError as error:
@@ -73,6 +74,8 @@ class Sealing:
         except OSError as error:
             self._metrics.add(WRITE_ERRORS, 1, _name(error))
             log.error("a segment could not be sealed, it is tried again", stem=ended.file.part.stem, error=str(error))
+            return False
+        return True
 
     def _seal(self, ended: _Ended) -> None:
         file = ended.file

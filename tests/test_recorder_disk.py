@@ -49,9 +49,8 @@ def test_on_a_full_disk_packets_are_dropped_and_counted_until_there_is_room(
         sent += blast(wire, 20_000, 10_000)
         agent.wait_for("packets are dropped until the disk works again")
         filler.unlink()
-        while (
-            disk_messages(agent)[-1] != "the disk works again"
-        ):  # it may have said so before: a little goes on any disk
+        # It may have said so before: a little goes on any disk.
+        while disk_messages(agent)[-1] != "the disk works again":
             time.sleep(0.02)
         sent += blast(wire, 2000, 20_000)
         assert agent.stop() == 0

@@ -36,7 +36,7 @@ SNAPLEN = 256
 """All headers, also of IPv6 in a tunnel."""
 KINDS = {
     "sll": [("node-a",), ("node-b",), ("node-a", "node-b")],
-    "merged": [("node-a", "node-b")],
+    "merged": [("node-a",), ("node-b",), ("node-a", "node-b")],
     "mirror": [("node-b",)],
     "both-ends": [("node-b",)],
 }
