@@ -91,7 +91,7 @@ def analyze(
 
     if must_compile():
         processes = jobs or os.cpu_count() or 1
-        seconds = 5 + 20 // processes
+        seconds = 4 + 28 // processes
         click.echo(f"first run on this machine: compiling, which takes about {seconds} s once", err=True)
         compile_kernels(processes)
     with _shown_progress() as progress, _room_in(lake):

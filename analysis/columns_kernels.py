@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.kernel_compiler import allocating, inner, kernel
+from analysis.kernel_compiler import inner, kernel
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 BASE64_DIGITS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", np.uint8).copy()
@@ -84,17 +84,16 @@ def put_address(message, at, high, low):
     return at + 8 - skipped
 
 
-@allocating
-def write_community_ids(flows, one_way, text):
+@kernel
+def write_community_ids(flows, one_way, text, message, numbers):
     """Community ID v1 with seed 0, "1:" and base64 of a SHA-1, 30 characters each, into text[30 * i].
 
     https://github.com/corelight/community-id-spec: seed, the smaller end's address, the other's, protocol, padding,
     ports in the same order. ICMP's are type and counterpart; a type without one is not reordered (`one_way`).
+    message: uint8[64] and numbers: int64[106], room to work in.
     """
-    message = np.zeros(64, np.uint8)
-    words = np.zeros(80, np.int64)
-    digest = np.zeros(5, np.int64)
-    raw = np.zeros(21, np.int64)
+    words, digest, raw = numbers[:80], numbers[80:85], numbers[85:]
+    raw[20] = 0
     for i in range(len(flows)):
         f = flows[i]
         a_hi, a_lo, a_port = f["orig_hi"], f["orig_lo"], np.int64(f["orig_port"])

@@ -78,7 +78,7 @@ def _dns() -> None:
     ends, transactions = np.zeros(1, np.int32), np.zeros(1, dns_kernels.TRANSACTION)
     state = np.zeros(dns_kernels.STATE_SIZE, np.int64)
     dns_kernels.transact(np.zeros(0, MESSAGE), 0, BYTES, transactions, HASHES, ends, BYTES, ends, state)
-    dns_kernels.gather(BYTES, NUMBERS, ends)
+    dns_kernels.gather(BYTES, NUMBERS, np.zeros(2, np.int32), BYTES)
 
 
 def _flows() -> None:
@@ -93,7 +93,8 @@ def _flows() -> None:
 def _columns() -> None:
     columns.distinct(HASHES, HASHES)
     columns.uid_text(HASHES)
-    write_community_ids(np.zeros(0, accounts_kernels.ACCOUNT), np.zeros(0, np.bool_), BYTES)
+    nobody = np.zeros(0, accounts_kernels.ACCOUNT)
+    write_community_ids(nobody, np.zeros(0, np.bool_), BYTES, BYTES, np.zeros(106, np.int64))
 
 
 def _packet_rows() -> None:
@@ -133,17 +134,17 @@ def _losses() -> None:
 
 
 PARTS: Final[tuple[Callable[[], None], ...]] = (
-    _retransmits,
+    _flows,
     _packet_rows,
-    _dns_messages,
-    _packets,
+    _retransmits,
     _accounts,
     _dns,
-    _flows,
-    _columns,
-    _framing,
+    _packets,
+    _dns_messages,
     _sightings,
     _losses,
+    _columns,
+    _framing,
     _paths,
 )
 """The slowest first. No two call kernels of one file: Numba's cache confuses them if two processes compile at once.

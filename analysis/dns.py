@@ -232,9 +232,13 @@ class Dns:
         self._state[kernels.DONE_COUNT] = 0
 
     def _gather(self, offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> Gathered:
-        """Numpy calls a field of one record contiguous, and of more not: the kernel shall not be compiled for both."""
-        gathered: Gathered = kernels.gather(self._text, np.ascontiguousarray(offsets), np.ascontiguousarray(lengths))
-        return gathered
+        """These pieces of the text one after another, and where each begins and the last ends, as Arrow keeps them."""
+        ends = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=ends[1:])
+        pieces = np.empty(ends[-1], np.uint8)
+        # Numpy calls a field of one record contiguous, and of more not: the kernel shall not be compiled for both.
+        kernels.gather(self._text, np.ascontiguousarray(offsets), ends, pieces)
+        return pieces, ends
 
     def _strings(self, offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> pa.StringArray:
         text, ends = self._gather(offsets, lengths)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analysis.kernel_compiler import allocating, inner, kernel
+from analysis.kernel_compiler import inner, kernel
 from analysis.layout import FRAGMENT_NONE
 
 Bytes = npt.NDArray[np.uint8]
@@ -433,14 +433,9 @@ def index(transactions: Records, count: Int, keys: Keys, values: Indexes, text: 
         t["walk_previous"] = remember(keys, values, walk_key(t, text), i) if t["phase"] == HELD else -1
 
 
-@allocating
-def gather(text: Bytes, offsets: Integers, lengths: Indexes) -> tuple[Bytes, Indexes]:
-    """The pieces of the text one after another, and where each begins and the last ends (as Arrow keeps strings)."""
-    ends = np.zeros(offsets.size + 1, np.int32)
+@kernel
+def gather(text: Bytes, offsets: Integers, ends: Indexes, pieces: Bytes) -> None:
+    """Copies what begins at each offset in the text to pieces[ends[i] : ends[i + 1]]."""
     for i in range(offsets.size):
-        ends[i + 1] = ends[i] + lengths[i]
-    pieces = np.empty(ends[-1], np.uint8)
-    for i in range(offsets.size):
-        for j in range(lengths[i]):
+        for j in range(ends[i + 1] - ends[i]):
             pieces[ends[i] + j] = text[offsets[i] + j]
-    return pieces, ends

@@ -297,7 +297,8 @@ def flows_table(
     is_tcp = protocol == TCP
     text = np.empty(30 * len(flows), np.uint8)
     is_icmp = (protocol == ICMP) | (protocol == ICMPV6)
-    write_community_ids(flows, is_icmp & one_way_icmp(flows), text)
+    one_way = is_icmp & one_way_icmp(flows)
+    write_community_ids(flows, one_way, text, np.empty(64, np.uint8), np.empty(106, np.int64))
     orig_ip, resp_ip = columns.addresses((flows["orig_hi"], flows["orig_lo"]), (flows["resp_hi"], flows["resp_lo"]))
     ports = columns.bitmap(flows["has_ports"] != 0)
     states = conn_states(flows, orig, resp, history)

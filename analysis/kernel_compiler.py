@@ -1,7 +1,8 @@
 """How kernels are compiled: by Numba, but each function once for a kernel that calls it, and without needless passes.
 
 Numba alone optimises every function and makes machine code of it, and does so again with all that it calls for whoever
-calls it. Here only kernels are optimised, with all that they call, which takes two thirds of the time.
+calls it. Here only kernels are optimised, with all that they call, which takes two thirds of the time. What Numba's
+Python finds out again and again is found out once, which takes three quarters of what is left.
 
 A kernel in Numba's cache counts for nothing once a file that it was made of has changed, also one that Numba alone
 would not look at.
@@ -15,11 +16,13 @@ import sys
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import typed_passes, untyped_passes
+from numba.core import base, ir, typed_passes, types, untyped_passes
 from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.runtime import rtsys
+from numba.core.postproc import PostProcessor
+from numba.core.transforms import canonicalize_cfg
+from numba.core.types.functions import BaseFunction
 
 from analysis import layout
 
@@ -36,9 +39,70 @@ NEEDLESS = {
     untyped_passes.LiteralPropagationSubPipelinePass,
     typed_passes.InlineOverloads,
     typed_passes.NopythonRewrites,
+    typed_passes.IRLegalization,
     typed_passes.DumpParforDiagnostics,
 }
-"""Passes for closures, array expressions, tuples of several types and other things that kernels do without."""
+"""Passes for closures, array expressions, tuples of several types, arrays that a kernel makes, and other things that
+kernels do without."""
+
+
+NUMBERS = types.Number, types.Boolean
+PLAIN = str, int, ir.Loc, type(None)
+
+
+def remembering(find_type):
+    """`find_type` that asks Numba's rules once what an operation on numbers gives, not at each place it is used."""
+    known = {}
+
+    @functools.wraps(find_type)
+    def get_call_type(operation, context, args, kws):
+        if kws or not all(isinstance(each, NUMBERS) for each in args):
+            return find_type(operation, context, args, kws)
+        key = operation.key, args
+        if key not in known:
+            signature = find_type(operation, context, args, kws)
+            known[key] = signature, operation.get_impl_key(signature)
+        signature, operation._impl_keys[signature.args] = known[key]
+        return signature
+
+    return get_call_type
+
+
+def variables_in(instruction, value):
+    """The variables in `value`, a part of an instruction. Most parts are plain, which Numba's own way asks last."""
+    if isinstance(value, ir.Var):
+        return [value]
+    if isinstance(value, PLAIN):
+        return []
+    if isinstance(value, ir.Inst):
+        return value.list_vars()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    found = []
+    for each in parts:
+        if not isinstance(each, PLAIN):
+            found += variables_in(instruction, each)
+    return found
+
+
+def after_pass(process):
+    """`process`, without looking for how long each variable lives, which only generators and Python's objects need."""
+
+    @functools.wraps(process)
+    def run(self, emit_dels=False, extend_lifetimes=False):
+        if emit_dels or self.func_ir.is_generator:
+            process(self, emit_dels, extend_lifetimes)
+        else:
+            self.func_ir.blocks = canonicalize_cfg(self.func_ir.blocks)
+            self.func_ir.generator_info = None
+
+    return run
+
+
+llvm.ffi.lib._lock._cblist.clear()  # what Numba does at each call of LLVM, to time it
+base._has_loc = functools.cache(base._has_loc)
+PostProcessor.run = after_pass(PostProcessor.run)
+BaseFunction.get_call_type = remembering(BaseFunction.get_call_type)
+ir.Inst._rec_list_vars = variables_in
 
 
 def only_names(names):
@@ -53,6 +117,11 @@ class KernelLibrary(JITCodeLibrary):
 
     def _optimize_functions(self, ll_module):
         ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self):
+        """All passes, once. (Numba goes twice, to count references less often. Kernels hardly count any.)"""
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
 
     def serialize_using_object_code(self):
         """Machine code and names. The rest, for others to compile it into theirs, is half of what loading costs."""
@@ -118,8 +187,7 @@ def modules_behind(module):
 
 
 class KernelCache(FunctionCache):
-    """Knows all files that a kernel was made of. Loads it, and what it calls to make arrays: Numba would first load all
-    that it can compile."""
+    """Knows all files that a kernel was made of. Loads it: Numba would first load all that it can compile."""
 
     def __init__(self, function):
         super().__init__(function)
@@ -127,7 +195,6 @@ class KernelCache(FunctionCache):
         self._cache_file._source_stamp = [changed(sys.modules[name].__file__) for name in sorted(modules)]
 
     def load_overload(self, sig, target_context):
-        rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
 
@@ -144,35 +211,47 @@ def cached(compiler):
     return compiled
 
 
-allocating = cached(
-    numba.njit(pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True)
-)
-"""For a kernel that makes arrays."""
+def part(compiler):
+    """What compiles as `compiler` does, once for all numbers that a program gives it: Numba does so for each anew."""
+
+    def compiled(function):
+        dispatcher = compiler(function)
+        if dispatcher is not function:
+            find = dispatcher.get_call_template
+            dispatcher.get_call_template = lambda args, kws: find(tuple(types.unliteral(each) for each in args), kws)
+        return dispatcher
+
+    return compiled
+
 
 kernel = cached(
     numba.njit(
         pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False
     )
 )
-"""For a kernel that gets all its arrays, and need not count who uses them."""
+"""For what Python calls. It gets all its arrays, makes none, and so need not count who uses them."""
 
-inner = numba.njit(
-    pipeline_class=PartCompiler,
-    boundscheck=True,
-    nogil=True,
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
-    _nrt=False,
+inner = part(
+    numba.njit(
+        pipeline_class=PartCompiler,
+        boundscheck=True,
+        nogil=True,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        _nrt=False,
+    )
 )
 """For what only kernels call. It is cached as a part of them."""
 
-hot = numba.njit(
-    pipeline_class=PartCompiler,
-    boundscheck=True,
-    nogil=True,
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
-    _nrt=False,
-    forceinline=True,
+hot = part(
+    numba.njit(
+        pipeline_class=PartCompiler,
+        boundscheck=True,
+        nogil=True,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        _nrt=False,
+        forceinline=True,
+    )
 )
 """As `inner`, for what every packet needs: a call would hand over every array of a named tuple, field by field."""

@@ -125,7 +125,9 @@ def losses(
     found = found[np.lexsort((found["ts"], found["event"]))]
     starts = np.searchsorted(found["event"], np.arange(len(events) + 1))
     located = np.empty((len(events), 4), np.int32)
-    kernels.locate(events, ways, points, clocks, found, starts, located)
+    room = int(np.diff(starts).max(initial=0)) + 1
+    times, came = np.empty(room, np.int64), np.empty(room, np.bool_)
+    kernels.locate(events, ways, points, clocks, found, starts, located, times, came)
     return located
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.kernel_compiler import allocating, inner, kernel
+from analysis.kernel_compiler import inner, kernel
 
 NEVER = np.int64(-(1 << 62))
 
@@ -67,18 +67,15 @@ def match(sends, begin, end, flow, slack, times, came):
         send -= 1
 
 
-@allocating
-def locate(events, ways, points, clocks, sends, starts, found):
+@kernel
+def locate(events, ways, points, clocks, sends, starts, found, all_times, all_came):
     """Writes what became of the send before each event into found[e, :2], and of the event's own into found[e, 2:].
 
     That is the last point of the way that saw it, and the next one; -1: none there. An event's own send is told if no
     other followed it, else both are -1. points: STEP, those of a way in the order of its path; clocks: FLOW_CLOCK;
-    sends[starts[e] : starts[e + 1]]: SENDs of event e, sorted by time.
+    sends[starts[e] : starts[e + 1]]: SENDs of event e, sorted by time. all_times: int64[m + 1] and all_came:
+    bool[m + 1], room to work in, where m is the most SENDs that an event has.
     """
-    room = 1
-    for e in range(len(events)):
-        room = max(room, starts[e + 1] - starts[e] + 1)
-    all_times, all_came = np.empty(room, np.int64), np.empty(room, np.bool_)
     for e in range(len(events)):
         event = events[e]
         way = ways[event["way"]]

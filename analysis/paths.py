@@ -103,7 +103,10 @@ def by_packet(seen: Records) -> Records:
 def paths(seen: Records) -> Records:
     """STEPs, sorted by (way, position). `seen`: SEEN with corrected times."""
     steps = np.empty(len(seen), STEP)
-    return steps[: kernels.order(seen, steps)]
+    points = kernels.MOST_POINTS
+    flows, before = np.empty(points, np.int32), np.empty((points, points), np.int64)
+    left, first = np.empty(points, np.bool_), np.empty(points, np.int64)
+    return steps[: kernels.order(seen, steps, flows, before, left, first)]
 
 
 def positions(steps: Records, flows: int) -> Integers:

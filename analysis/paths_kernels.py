@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.kernel_compiler import allocating, inner
+from analysis.kernel_compiler import inner, kernel
 
 MOST_POINTS = 64
 
@@ -45,18 +45,15 @@ def count_before(seen, begin, end, flows, before, first):
     return points
 
 
-@allocating
-def order(seen, steps):
+@kernel
+def order(seen, steps, flows, before, left, first):
     """Writes the points of each way in the order in which most packets pass them; returns how many.
 
     seen: SEEN[n], sorted by packet and time, whose packets are sorted by way; steps: STEP[n]. Of the points that are
     left comes next which fewest of the others are before; of those that saw none of the same packets, as where a snap
-    length cut off TCP's options in a tunnel, the one that saw its first packet first.
+    length cut off TCP's options in a tunnel, the one that saw its first packet first. To work in: flows: int32[p],
+    before: int64[p, p], left: bool[p], first: int64[p], where p is MOST_POINTS.
     """
-    flows = np.empty(MOST_POINTS, np.int32)
-    before = np.zeros((MOST_POINTS, MOST_POINTS), np.int64)
-    left = np.empty(MOST_POINTS, np.bool_)
-    first = np.empty(MOST_POINTS, np.int64)
     written = 0
     begin = 0
     while begin < len(seen):

@@ -66,7 +66,7 @@ def test_only_python_calls_a_kernel(path: Path) -> None:
         f"analysis.{file.stem}.{node.name}"
         for file in KERNELS
         for node in ast.walk(parsed(file))
-        if isinstance(node, ast.FunctionDef) and ast.unparse(node.decorator_list[0]) in ("kernel", "allocating")
+        if isinstance(node, ast.FunctionDef) and ast.unparse(node.decorator_list[0]) == "kernel"
     }
     assert kernels and {here.get(name, f"analysis.{path.stem}.{name}") for name in called} & kernels == set()
 
@@ -75,7 +75,7 @@ def test_kernels_are_cached_check_bounds_and_free_the_gil() -> None:
     """A function without a wrapper for Python is part of the kernels that call it, and cached with them only."""
     nodes = ast.walk(ast.parse((ROOT / "analysis" / "kernel_compiler.py").read_text()))
     compilers = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "numba.njit"]
-    assert len(compilers) == 4
+    assert len(compilers) == 3
     for call in compilers:
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert (options["boundscheck"], options["nogil"]) == ("True", "True"), f"line {call.lineno}"

@@ -37,7 +37,8 @@ def community_ids(flows: list[Tuple], *, one_way: bool = False) -> list[str]:
         account["orig_port"], account["resp_port"] = orig_port, resp_port
         account["has_ports"] = protocol in (1, 6, 17, 58, 132)
     text = np.empty(30 * len(flows), np.uint8)
-    write_community_ids(accounts, np.full(len(flows), one_way), text)
+    used, numbers = np.full(64, 255, np.uint8), np.full(106, -1)
+    write_community_ids(accounts, np.full(len(flows), one_way), text, used, numbers)
     return [text[at : at + 30].tobytes().decode() for at in range(0, len(text), 30)]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import losses_kernels, paths_kernels, sightings_kernels
+from analysis import losses_kernels, sightings_kernels
 from analysis.flow_facts import FLOW_FACTS
 from analysis.layout import DIRECTION_IN, DIRECTION_OUT, DIRECTION_UNKNOWN
 from analysis.losses import EVENT, EVENT_WAY, FLOW_CLOCK, SEND, events_of
-from analysis.paths import SEEN, STEP, by_packet
+from analysis.paths import SEEN, STEP, by_packet, paths
 from analysis.sightings import CARRIED, SIGHTING
 from tests import naive_stitch as naive
 
@@ -114,8 +114,7 @@ def test_points_are_ordered(seed: int) -> None:
     seen = by_packet(
         np.array(rows, [(name, SEEN[name]) for name in ("way", "key", "ts", "row", "flow", "packet")]).astype(SEEN)
     )
-    steps = np.empty(len(seen), STEP)
-    found = steps[: paths_kernels.order(seen, steps)]
+    found = paths(seen)
     assert found[["way", "flow", "position"]].tolist() == naive.order(seen)
 
 
@@ -165,5 +164,6 @@ def test_losses_are_located(seed: int) -> None:
     rows = np.zeros(len(of_both), SEND)
     rows[["event", "flow", "ts"]] = of_both
     starts = np.array([0, len(sends), 2 * len(sends)])
-    losses_kernels.locate(events, ways, points, clocks, rows, starts, found)
+    times, came = np.full(len(sends) + 1, -1), np.full(len(sends) + 1, True)
+    losses_kernels.locate(events, ways, points, clocks, rows, starts, found, times, came)
     assert found.tolist() == naive.locate(events, ways, [path.tolist()], clocks, of_both)
