@@ -35,10 +35,12 @@ lake_option = click.option(
 def importing() -> Iterator[None]:
     """No search for garbage among what imports make, now or later: it all stays. Saves a fifth of a short run.
 
+    Nor does numpy start threads for its linear algebra: nothing here asks for any, and they wait in a loop.
     Later searches are seldom: arrays are no garbage that is searched for.
     Not for DuckDB, which complains on standard error of what is still there at the end.
     """
     gc.disable()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         yield
     finally:

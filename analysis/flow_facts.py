@@ -11,7 +11,6 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis import columns, orders, rooms
@@ -169,6 +168,8 @@ def read_flows(files: Sequence[Path]) -> tuple[pa.Table, Records, list[str | Non
 
 
 def _read(files: Sequence[Path], words: dict[str, Words]) -> Iterator[Records]:
+    import pyarrow.compute as pc  # on first use: it takes a while
+
     for file in files:
         node = words["node"].of_each([unquote(file.parent.name.partition("=")[2])])
         with pq.ParquetFile(file) as source:

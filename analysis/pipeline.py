@@ -360,7 +360,7 @@ class _Line:
             for rows in flows.last_rows(lake.ROW_GROUP_ROWS):
                 _learn_uncertain(retransmits, rows)
                 write_later(self._write_minutes, rows[-1])
-                write_later(self._write_flows_table, self._flows_table(rows))
+                write_later(self._write_flows_table, judge(self._flows_table, rows))
                 self._wait(writing)
             self._write_retransmits(node, retransmits.rows())
             _finish(asking)
@@ -397,13 +397,14 @@ class _Line:
         self._packet_rows.clear()
 
     def _write_flows(self, node: str, rows: FlowRows) -> None:
-        self._write_flows_table(node, self._flows_table(clustered(rows)))
+        self._write_flows_table(node, _at_once(self._flows_table, clustered(rows)))
 
     def _flows_table(self, rows: FlowRows) -> pa.Table:
         table = flows_table(*rows[:-1], self._points.names)
         return add_identities(self._identities, "flows", table, self._cluster)
 
-    def _write_flows_table(self, node: str, table: pa.Table) -> None:
+    def _write_flows_table(self, node: str, coming: Future[pa.Table]) -> None:
+        table = coming.result()
         self._batch.add("flows", table, node)
         self._summary.flows += len(table)
 

@@ -264,7 +264,7 @@ class TestAnalyze:
         assert "could not read all: a.pcap: offset 40: record header needs 16 bytes, 7 are left\n" in result.stderr
         assert "could not read all: b.txt: no capture\n" in result.stderr
 
-    @pytest.mark.parametrize(("jobs", "seconds"), [("1", 25), ("2", 15)])
+    @pytest.mark.parametrize(("jobs", "seconds"), [("1", 32), ("2", 18)])
     def test_the_first_run_says_that_it_compiles_and_uses_the_cores_it_may(
         self, pipeline: Callable[..., None], monkeypatch: pytest.MonkeyPatch, jobs: str, seconds: int
     ) -> None:
