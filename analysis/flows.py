@@ -134,7 +134,8 @@ class Flows:
         return int(self._closed.counts[accounts.FLOW_COUNT])
 
     def finish(self) -> None:
-        """The recording ends: no fragment comes any more for which a row waits."""
+        """The recording ends: no fragment comes any more for which a row waits, and nothing that may be a copy."""
+        self._copies = Copies()
         settled = np.empty(len(self._early), PACKET)
         count = flows_kernels.give_up_early(self._fragments, self._early, self._early_links, settled)
         self._settled.append(settled[:count])

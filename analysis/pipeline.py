@@ -355,6 +355,7 @@ class _Line:
             asking.append(ask(self._finish_dns, dns, write_later))
             _finish(judging)
             flows.finish()
+            retransmits.finish()
             packing.append(pack(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
             packing.append(pack(self._write_row_groups, node))
             for rows in flows.last_rows(lake.ROW_GROUP_ROWS):

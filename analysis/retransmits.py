@@ -84,6 +84,12 @@ class Retransmits:
         if len(flow_uids):
             self._uncertain.append(flow_uids)
 
+    def finish(self) -> None:
+        """The recording ends: what was kept to judge more packets is given back."""
+        nothing = rooms.zeros(0, np.uint8)
+        self._streams = nothing
+        self._memory = self._memory._replace(sides=nothing, sends=nothing, holes=nothing)
+
     def rows(self) -> Records:
         """EVENT[n]: all that was found. They wait for the end, since a later DSACK or capture loss has a say."""
         events = self._memory.events[: self._memory.counters[retransmits_kernels.EVENTS]]
