@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from contextlib import contextmanager
 
 import llvmlite.binding as llvm
 import numba
@@ -98,11 +99,27 @@ def after_pass(process):
     return run
 
 
-llvm.ffi.lib._lock._cblist.clear()  # what Numba does at each call of LLVM, to time it
-base._has_loc = functools.cache(base._has_loc)
-PostProcessor.run = after_pass(PostProcessor.run)
-BaseFunction.get_call_type = remembering(BaseFunction.get_call_type)
-ir.Inst._rec_list_vars = variables_in
+HASTENED = (
+    (BaseFunction, "get_call_type", remembering(BaseFunction.get_call_type)),
+    (PostProcessor, "run", after_pass(PostProcessor.run)),
+    (ir.Inst, "_rec_list_vars", variables_in),
+    (base, "_has_loc", functools.cache(base._has_loc)),
+    (llvm.ffi.lib._lock, "_cblist", []),  # what Numba does at each call of LLVM, to time it
+)
+"""What of Numba is another while kernels are compiled."""
+
+
+@contextmanager
+def hastened():
+    """Numba as kernels need it; as it was for what others compile. (Only one thread at a time compiles.)"""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in HASTENED]
+    try:
+        for owner, name, other in HASTENED:
+            setattr(owner, name, other)
+        yield
+    finally:
+        for owner, name, own in before:
+            setattr(owner, name, own)
 
 
 def only_names(names):
@@ -155,6 +172,10 @@ class KernelCompiler(CompilerBase):
     """For functions that Python calls."""
 
     library = KernelLibrary
+
+    def _compile_core(self):
+        with hastened():
+            return super()._compile_core()
 
     def define_pipelines(self):
         self.state.library = self.library(self.state.targetctx.codegen(), self.state.func_id.func_qualname)

@@ -56,6 +56,24 @@ assert compilation._helper(queue).wait() == 0
 """
 
 
+NEXT_TO_KERNELS = """
+import numba, numpy as np
+from analysis.compilation import NUMBERS
+from analysis.flows_kernels import one_way_icmp
+
+one_way_icmp(NUMBERS.astype(np.uint8), NUMBERS.astype(np.uint16), np.zeros(1, np.bool_))
+assert one_way_icmp.stats.cache_misses
+
+@numba.njit
+def total(values):
+    with numba.objmode(mean="float64"):
+        mean = float(np.mean(values))
+    return sum([each for each in values]) + mean
+
+print(total(np.arange(5.0)))
+"""
+
+
 def signatures(code: str, environment: Mapping[str, str]) -> set[str]:
     """Those that `code` calls."""
     command = [sys.executable, "-c", f"{code}\n{SIGNATURES}"]
@@ -130,6 +148,14 @@ def test_a_kernel_is_compiled_anew_when_a_file_it_was_made_of_has_changed(tmp_pa
     with (tmp_path / "analysis" / "layout.py").open("a") as layout:
         layout.write("# of which the kernel took a number\n")
     assert run() == "3 0\n"
+
+
+def test_numba_compiles_for_others_what_kernels_do_without(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment.pop("NUMBA_DISABLE_JIT", None)
+    command = [sys.executable, "-c", NEXT_TO_KERNELS]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "12.0\n"
 
 
 def test_no_two_parts_call_kernels_of_one_file() -> None:
