@@ -108,6 +108,8 @@ def analyze(
             f"{summary.flows:,} flows, {summary.retransmits:,} retransmits, {summary.transactions:,} DNS transactions",
             err=True,
         )
+        if 20 * summary.not_ip > summary.packets:
+            click.echo(f"{summary.not_ip:,} of these packets are neither IP nor ARP, so in no flow", err=True)
         click.echo(f"tables are in {lake}; next: podtap report flows --lake {lake}", err=True)
     _exit_with(summary.problems)
 

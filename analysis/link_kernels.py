@@ -40,6 +40,8 @@ ETHERTYPE_MPLS_MULTICAST = 0x8848
 ETHERTYPE_PPPOE = 0x8864
 ETHERTYPE_ERSPAN = 0x88BE
 ETHERTYPE_ERSPAN3 = 0x22EB
+ETHERTYPE_CISCO_METADATA = 0x8909
+ETHERTYPE_ARISTA = 0xD28B
 
 # What the loops hand to each other beside real Ethertypes.
 NOTHING = -1  # the frame ends here, or its rest can't be read
@@ -51,13 +53,33 @@ NFLOG_PAYLOAD = 9
 
 
 @inner
-def decode_vlan_tags(data, p, ethertype, at, end):
-    """Skips 802.1Q, 802.1ad and older QinQ tags; keeps the innermost identifier."""
-    while (ethertype == 0x8100 or ethertype == 0x88A8 or ethertype == 0x9100 or ethertype == 0x9200) and at + 4 <= end:
-        p["vlan"] = be16(data, at) & 0x0FFF
-        ethertype = be16(data, at + 2)
-        at += 4
-    return ethertype, at
+def arista_tag_size(data, at, end):
+    """Of a timestamp that a switch adds, TAI or UTC: subtype 1, version, 8 or 6 bytes. 0: nothing that is known."""
+    if at + 4 > end or be16(data, at) != 1:
+        return 0
+    version = be16(data, at + 2) & 0xFEFF
+    return 12 if version == 0x0010 else 10 if version == 0x0020 else 0
+
+
+@inner
+def decode_tags(data, p, ethertype, at, end):
+    """Skips what stands before a packet's own Ethertype: 802.1Q, 802.1ad and older QinQ tags, of which it keeps the
+    innermost identifier, Cisco's security group tags (CMD, six bytes), and Arista's timestamps."""
+    while True:
+        if ethertype == 0x8100 or ethertype == 0x88A8 or ethertype == 0x9100 or ethertype == 0x9200:
+            size = 2
+        elif ethertype == ETHERTYPE_CISCO_METADATA:
+            size = 6
+        elif ethertype == ETHERTYPE_ARISTA:
+            size = arista_tag_size(data, at, end)
+        else:
+            size = 0
+        if size == 0 or at + size + 2 > end:
+            return ethertype, at
+        if size == 2:
+            p["vlan"] = be16(data, at) & 0x0FFF
+        ethertype = be16(data, at + size)
+        at += size + 2
 
 
 @inner
@@ -67,7 +89,7 @@ def decode_ethernet(data, p, at, end):
         return NOTHING, at
     ethertype = be16(data, at + 12)
     at += 14
-    ethertype, at = decode_vlan_tags(data, p, ethertype, at, end)
+    ethertype, at = decode_tags(data, p, ethertype, at, end)
     if ethertype < 0x0600:
         if at + 8 <= end and be32(data, at) == 0xAAAA0300 and be16(data, at + 4) == 0:
             return be16(data, at + 6), at + 8
@@ -150,13 +172,13 @@ def decode_link(data, p, link_type, at, end):
         p["ifindex"] = be32(data, at + 4) & 0x7FFFFFFF
         p["direction"] = DIRECTION_OUT if data[at + 10] == 4 else DIRECTION_IN
         p["l2_source"] = be64(data, at + 12)
-        return decode_vlan_tags(data, p, be16(data, at), at + 20, end)
+        return decode_tags(data, p, be16(data, at), at + 20, end)
     if link_type == LINKTYPE_SLL:
         if at + 16 > end:
             return NOTHING, at
         p["direction"] = DIRECTION_OUT if be16(data, at) == 4 else DIRECTION_IN
         p["l2_source"] = be64(data, at + 6)
-        return decode_vlan_tags(data, p, be16(data, at + 14), at + 16, end)
+        return decode_tags(data, p, be16(data, at + 14), at + 16, end)
     if (
         link_type == LINKTYPE_RAW
         or link_type == LINKTYPE_RAW_BSD

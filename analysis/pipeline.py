@@ -36,14 +36,12 @@ from analysis.layout import (
     COUNTED_COPIES,
     COUNTED_FIRST_TS,
     COUNTED_LAST_TS,
+    COUNTED_NOT_IP,
     COUNTED_PACKETS,
-    COUNTED_SKIPPED,
-    DECODED_LINK_TYPES,
     LINKTYPE_SLL2,
     NANOSECONDS,
     PACKET,
 )
-from analysis.link_types import link_type_name
 from analysis.observation_points import ObservationPoints
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
@@ -51,7 +49,7 @@ from analysis.recordings import Told, gaps_table, told_by, unseen_pods
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.rooms import Ring
 from analysis.sandboxes import sandboxes
-from analysis.segment_rows import segments_table
+from analysis.segment_rows import segments_table, undecoded
 from analysis.segments import STDIN, Segment, find_segments
 
 Records: TypeAlias = npt.NDArray[Any]
@@ -75,6 +73,8 @@ class Summary:
     captures: int = 0
     """Among what was given, also those that the lake has already."""
     packets: int = 0
+    not_ip: int = 0
+    """Among them: neither IP nor ARP."""
     bytes: int = 0
     segments: int = 0
     flows: int = 0
@@ -251,7 +251,8 @@ class _Line:
         now = time.time_ns()
         for segment, counts, node in self._read:
             self._batch.add("segments", segments_table([(segment, counts)], now), node)
-            self._summary.problems += [*segment.problems, *_undecoded(segment, counts)]
+            self._summary.problems += [*segment.problems, *undecoded(segment, counts)]
+            self._summary.not_ip += int(counts[COUNTED_NOT_IP])
         for name, tables in ("interfaces", told.interfaces), ("node_counters", told.counters):
             for node, table in tables.items():
                 self._batch.add(name, table, node)
@@ -471,17 +472,6 @@ def _total_bytes(segments: Sequence[Segment]) -> int | None:
     if any(segment.path == STDIN or segment.compression for segment in segments):
         return None
     return sum(os.path.getsize(segment.path) for segment in segments)
-
-
-def _undecoded(segment: Segment, counts: npt.NDArray[np.int64]) -> list[Problem]:
-    """Link types that can't be decoded, if there were packets of them."""
-    if not counts[COUNTED_SKIPPED]:
-        return []
-    unknown = sorted({i.link_type for i in segment.interfaces} - DECODED_LINK_TYPES)
-    skipped = int(counts[COUNTED_SKIPPED])
-    packets = "1 packet" if skipped == 1 else f"{skipped:,} packets"
-    message = f"{packets} of link type {', '.join(map(link_type_name, unknown))} can't be decoded"
-    return [Problem(segment.path, None, message)]
 
 
 def dns_table(rows: DnsRows, segment_names: list[str], interface_names: list[str | None]) -> pa.Table:

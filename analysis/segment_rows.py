@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analysis import columns
+from analysis.errors import Problem
 from analysis.layout import (
     COUNTED_ARP,
     COUNTED_COPIES,
@@ -21,7 +22,9 @@ from analysis.layout import (
     COUNTED_OPAQUE,
     COUNTED_PACKETS,
     COUNTED_SKIPPED,
+    DECODED_LINK_TYPES,
 )
+from analysis.link_types import link_type_name
 from analysis.schemas import SEGMENTS
 from analysis.segments import Segment, printable
 from capture.contract import Manifest
@@ -99,3 +102,14 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
         "clock_max_error_ns": manifest.clock.max_error_ns,
         "clock_stepped": manifest.clock.stepped,
     }
+
+
+def undecoded(segment: Segment, counts: npt.NDArray[np.int64]) -> list[Problem]:
+    """Link types that can't be decoded, if there were packets of them."""
+    if not counts[COUNTED_SKIPPED]:
+        return []
+    unknown = sorted({i.link_type for i in segment.interfaces} - DECODED_LINK_TYPES)
+    skipped = int(counts[COUNTED_SKIPPED])
+    packets = "1 packet" if skipped == 1 else f"{skipped:,} packets"
+    message = f"{packets} of link type {', '.join(map(link_type_name, unknown))} can't be decoded"
+    return [Problem(segment.path, None, message)]

@@ -100,13 +100,13 @@ def _link(packet: Fields, rest: Rest, link_type: int) -> tuple[int, Rest]:
         rest.need(16)
         packet["direction"] = layout.DIRECTION_OUT if rest.number("H") == 4 else layout.DIRECTION_IN
         packet["l2_source"] = rest.number("Q", 6)
-        return _vlan_tags(packet, rest.number("H", 14), rest.after(16))
+        return _tags(packet, rest.number("H", 14), rest.after(16))
     if link_type == layout.LINKTYPE_SLL2:
         rest.need(20)
         packet["ifindex"] = rest.number("I", 4) & 0x7FFFFFFF  # -1 means that there is none
         packet["direction"] = layout.DIRECTION_OUT if rest.number("B", 10) == 4 else layout.DIRECTION_IN
         packet["l2_source"] = rest.number("Q", 12)
-        return _vlan_tags(packet, rest.number("H"), rest.after(20))
+        return _tags(packet, rest.number("H"), rest.after(20))
     if link_type in (layout.LINKTYPE_NULL, layout.LINKTYPE_LOOP):
         family = rest.number("I")
         if family > 0xFFFF:
@@ -153,16 +153,26 @@ def _nflog(rest: Rest) -> tuple[int, Rest]:
     raise StopError
 
 
-def _vlan_tags(packet: Fields, ethertype: int, rest: Rest) -> tuple[int, Rest]:
-    while ethertype in VLAN_TAGS and rest.at + 4 <= rest.end:
-        packet["vlan"] = rest.number("H") & 0x0FFF
-        ethertype, rest = rest.number("H", 2), rest.after(4)
-    return ethertype, rest
+def _tags(packet: Fields, ethertype: int, rest: Rest) -> tuple[int, Rest]:
+    try:
+        if ethertype in VLAN_TAGS:
+            following = rest.number("H", 2), rest.after(4)
+            packet["vlan"] = rest.number("H") & 0x0FFF
+        elif ethertype == 0x8909:
+            following = rest.number("H", 6), rest.after(8)
+        elif ethertype == 0xD28B and rest.number("H") == 1:
+            size = {0x0010: 8, 0x0110: 8, 0x0020: 6, 0x0120: 6}[rest.number("H", 2)]
+            following = rest.number("H", 4 + size), rest.after(6 + size)
+        else:
+            return ethertype, rest
+    except (CutError, KeyError):
+        return ethertype, rest
+    return _tags(packet, *following)
 
 
 def _ethernet(packet: Fields, rest: Rest) -> tuple[int, Rest]:
     rest.need(14)
-    ethertype, rest = _vlan_tags(packet, rest.number("H", 12), rest.after(14))
+    ethertype, rest = _tags(packet, rest.number("H", 12), rest.after(14))
     if ethertype >= 0x0600:
         return ethertype, rest
     try:

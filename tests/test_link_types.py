@@ -30,6 +30,14 @@ def test_ip_behind_ciscos_hdlc_is_read(link_type: int, tmp_path: Path) -> None:
     assert not result.problems
 
 
+@pytest.mark.parametrize(("others", "is_said"), [(0, False), (1, False), (2, True)])
+def test_many_packets_that_are_neither_ip_nor_arp_are_said(others: int, is_said: bool, tmp_path: Path) -> None:
+    frames = [bytes(12) + b"\x88\xcc" + bytes(46)] * others + [bytes(12) + b"\x08\x00" + DATAGRAM] * 22
+    run = CliRunner().invoke(main, ["analyze", str(capture(tmp_path, 1, *frames)), "--lake", str(tmp_path / "lake")])
+    assert run.exit_code == 0
+    assert ("2 of these packets are neither IP nor ARP" in run.stderr) == is_said
+
+
 @pytest.mark.parametrize(
     ("link_type", "frames", "message"),
     [

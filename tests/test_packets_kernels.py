@@ -427,6 +427,35 @@ def test_damaged_pppoe_decodes_as_in_the_naive_twin() -> None:
     assert_same([damaged(random_, frame) for _ in range(10 * PACKETS_EACH)], layout.LINKTYPE_ETHERNET)
 
 
+SWITCH_TAGS = {
+    "a security group": ("8909 01010001 0064", 0),
+    "a security group and a VLAN": ("8909 01010001 0064 8100 0005", 5),
+    "a 64-bit timestamp": ("d28b 0001 0010 5ceeed57384f59c8", 0),
+    "a 64-bit timestamp in UTC and a VLAN": ("d28b 0001 0110 5ceeed57384f59c8 8100 0005", 5),
+    "a VLAN and a 48-bit timestamp": ("8100 0005 d28b 0001 0020 ed57384f59c8", 5),
+    "a 48-bit timestamp in UTC": ("d28b 0001 0120 ed57384f59c8", 0),
+}
+"""What stands between MAC addresses and Ethertype, and the VLAN. tshark 4.0 tells the same of each."""
+
+
+@pytest.mark.parametrize(("tags", "vlan"), SWITCH_TAGS.values(), ids=SWITCH_TAGS)
+def test_what_switches_add_is_skipped(tags: str, vlan: int) -> None:
+    segment = bytes(IP(src="1.1.1.1", dst="2.2.2.2") / TCP(sport=1000, dport=80) / b"hello")
+    frame = bytes(12) + bytes.fromhex(tags) + b"\x08\x00" + segment
+    (packet,) = decode([(frame, len(frame))], layout.LINKTYPE_ETHERNET)
+    assert packet[["src_port", "dst_port", "payload_length"]].tolist() == (1000, 80, 5)
+    assert packet["vlan"] == (vlan or -1)
+    random_ = random.Random(3)
+    assert_same([damaged(random_, frame) for _ in range(PACKETS_EACH)], layout.LINKTYPE_ETHERNET)
+    assert_same([(frame[:size], len(frame)) for size in range(len(frame))], layout.LINKTYPE_ETHERNET)
+
+
+def test_an_arista_header_of_another_kind_is_not_followed() -> None:
+    frames = [bytes(12) + bytes.fromhex(f"d28b {kind} {'00' * 40}") for kind in ("0003 0010", "0001 0030", "cafe 0001")]
+    got = decode([(frame, len(frame)) for frame in frames], layout.LINKTYPE_ETHERNET)
+    assert got["ip_version"].tolist() == [0, 0, 0]
+
+
 def test_arp_is_arp_also_behind_a_vlan_tag() -> None:
     frames = [bytes(Ether() / ARP()), bytes(Ether() / Dot1Q(vlan=5) / ARP())]
     got = decode([(frame, len(frame)) for frame in frames], layout.LINKTYPE_ETHERNET)
