@@ -111,7 +111,8 @@ def test_nothing_is_left_when_starting_fails(root: None, monkeypatch: pytest.Mon
 
 
 OPEN_AND_WAIT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from tests.lab.lab import Lab
 from tests.lab.topology import Pod, Topology
 with Lab(Topology(pods=(Pod("client", "node-a"),), cni="cilium-geneve", dns=False)) as lab:
