@@ -210,6 +210,7 @@ class TestTable:
 class FakeSummary:
     captures: int = 1
     packets: int = 1234
+    not_ip: int = 0
     segments: int = 2
     flows: int = 9
     retransmits: int = 3
