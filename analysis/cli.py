@@ -109,7 +109,7 @@ def analyze(
             err=True,
         )
         if 20 * summary.not_ip > summary.packets:
-            click.echo(f"{summary.not_ip:,} of these packets are neither IP nor ARP, so in no flow", err=True)
+            click.echo(f"neither IP nor ARP, so in no flow: {summary.not_ip:,} of these packets", err=True)
         click.echo(f"tables are in {lake}; next: podtap report flows --lake {lake}", err=True)
     _exit_with(summary.problems)
 

@@ -136,7 +136,7 @@ class KernelLibrary(JITCodeLibrary):
         ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self):
-        """All passes, once. (Numba goes twice, to count references less often. Kernels hardly count any.)"""
+        """All passes, once. (Numba goes twice, to count references less often. Kernels count none.)"""
         passes, builder = self._codegen._module_pass_manager()
         passes.run(self._final_module, builder)
 
@@ -220,59 +220,36 @@ class KernelCache(FunctionCache):
             return self._load_overload(sig, target_context)
 
 
-def cached(compiler):
-    """What compiles as `compiler` does, or takes from the cache what was compiled before."""
-
-    def compiled(function):
-        dispatcher = compiler(function)
-        if dispatcher is not function:  # as it is where compiling is switched off
-            dispatcher._cache = KernelCache(function)
-        return dispatcher
-
-    return compiled
-
-
-def part(compiler):
-    """What compiles as `compiler` does, once for all numbers that a program gives it: Numba does so for each anew."""
-
-    def compiled(function):
-        dispatcher = compiler(function)
-        if dispatcher is not function:
-            find = dispatcher.get_call_template
-            dispatcher.get_call_template = lambda args, kws: find(tuple(types.unliteral(each) for each in args), kws)
-        return dispatcher
-
-    return compiled
-
-
-kernel = cached(
-    numba.njit(
+def kernel(function):
+    """For what Python calls. It gets all its arrays, makes none, and so need not count who uses them."""
+    compiler = numba.njit(
         pipeline_class=KernelCompiler, cache=True, boundscheck=True, nogil=True, no_cfunc_wrapper=True, _nrt=False
     )
-)
-"""For what Python calls. It gets all its arrays, makes none, and so need not count who uses them."""
+    dispatcher = compiler(function)
+    if dispatcher is not function:  # as it is where compiling is switched off
+        dispatcher._cache = KernelCache(function)
+    return dispatcher
 
-inner = part(
-    numba.njit(
+
+def inner(function, **options):
+    """For what only kernels call. It is cached as a part of them, and compiled once for all literal numbers that they
+    give it: Numba does so for each anew."""
+    compiler = numba.njit(
         pipeline_class=PartCompiler,
         boundscheck=True,
         nogil=True,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
         _nrt=False,
+        **options,
     )
-)
-"""For what only kernels call. It is cached as a part of them."""
+    dispatcher = compiler(function)
+    if dispatcher is not function:
+        find = dispatcher.get_call_template
+        dispatcher.get_call_template = lambda args, kws: find(tuple(types.unliteral(each) for each in args), kws)
+    return dispatcher
 
-hot = part(
-    numba.njit(
-        pipeline_class=PartCompiler,
-        boundscheck=True,
-        nogil=True,
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-        _nrt=False,
-        forceinline=True,
-    )
-)
-"""As `inner`, for what every packet needs: a call would hand over every array of a named tuple, field by field."""
+
+def hot(function):
+    """As `inner`, for what every packet needs: a call would hand over every array of a named tuple, field by field."""
+    return inner(function, forceinline=True)

@@ -33,7 +33,7 @@ def late(function: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-@pytest.mark.parametrize("chunk_bytes", [100, 3000])
+@pytest.mark.parametrize("chunk_bytes", [100, 3000, 100_000])
 def test_many_threads_make_the_tables_of_one(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of small chunks: some hold no whole packet, and what is known of flows often moves to where more have room."""
     monkeypatch.setattr(Segment, "chunks", partialmethod(Segment.chunks, chunk_bytes))

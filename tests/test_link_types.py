@@ -35,7 +35,7 @@ def test_many_packets_that_are_neither_ip_nor_arp_are_said(others: int, is_said:
     frames = [bytes(12) + b"\x88\xcc" + bytes(46)] * others + [bytes(12) + b"\x08\x00" + DATAGRAM] * 22
     run = CliRunner().invoke(main, ["analyze", str(capture(tmp_path, 1, *frames)), "--lake", str(tmp_path / "lake")])
     assert run.exit_code == 0
-    assert ("2 of these packets are neither IP nor ARP" in run.stderr) == is_said
+    assert ("neither IP nor ARP, so in no flow: 2 of these packets" in run.stderr) == is_said
 
 
 @pytest.mark.parametrize(

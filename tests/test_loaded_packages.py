@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,20 @@ def test_an_analysis_loads_neither_pandas_nor_duckdb_and_rich_for_a_terminal_onl
     loaded = loaded_by(f"import podtap; podtap.main({arguments})")
     assert "pyarrow" in loaded
     assert loaded & {"pandas", "duckdb", "rich"} == set()
+
+
+def test_an_analysis_of_one_observation_point_loads_no_functions_of_arrow(tmp_path: Path) -> None:
+    arguments = ["analyze", str(ROOT / "sample_pcaps" / "dns.pcap"), "--lake", str(tmp_path)]
+    loaded = modules_loaded_by(f"import podtap; podtap.main({arguments})")
+    assert "pyarrow.parquet" in loaded and "pyarrow.compute" not in loaded
+
+
+def test_a_command_starts_no_threads_for_linear_algebra() -> None:
+    code = "import os; from analysis.cli import importing\nwith importing(): import numpy\n"
+    code += "print(len(os.listdir('/proc/self/task')))"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert run.stdout == b"1\n"
 
 
 def test_kernels_that_are_compiled_are_run_without_the_compiler() -> None:
