@@ -42,7 +42,7 @@ rows are taken, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from analysis import columns
+from analysis import columns, rooms
 from analysis import dns_kernels as kernels
 from analysis.dns_fragments import Fragments
 from analysis.dns_message_kernels import MESSAGE, TYPE_NAMES, find_candidates, read_messages
@@ -137,17 +137,11 @@ class Dns:
         """Transactions that rows() would give."""
         return sum(map(len, self._finished))
 
-    def rows(self) -> DnsRows:
+    def rows(self) -> list[DnsRows]:
         """The transactions finished since the last call. Those that are open, or just failed, wait."""
         self._collect()
         finished, self._finished = self._finished, []
-        if not finished:
-            return DnsRows(np.zeros(0, kernels.TRANSACTION), columns.texts([]), columns.texts([]))
-        return DnsRows(
-            np.concatenate([rows.records.view(OPAQUE) for rows in finished]).view(kernels.TRANSACTION),
-            pa.concat_arrays([rows.query for rows in finished]),
-            pa.concat_arrays([rows.answers for rows in finished]),
-        )
+        return finished
 
     def finish(self) -> None:
         """The recording ends: what is open is unanswered."""
@@ -245,6 +239,15 @@ class Dns:
         valid = np.packbits(lengths > 0, bitorder="little")
         buffers = [pa.py_buffer(part.tobytes()) for part in (ends, text, valid)]
         return pa.StringArray.from_buffers(len(lengths), buffers[0], buffers[1], buffers[2])
+
+
+def joined_rows(finished: Sequence[DnsRows]) -> DnsRows:
+    """All of them as one."""
+    return DnsRows(
+        rooms.joined([rows.records for rows in finished], kernels.TRANSACTION),
+        pa.concat_arrays([columns.texts([]), *(rows.query for rows in finished)]),
+        pa.concat_arrays([columns.texts([]), *(rows.answers for rows in finished)]),
+    )
 
 
 def _joined(

@@ -13,7 +13,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -25,13 +24,14 @@ import xxhash
 
 from analysis import columns, lake, path_mtu, rooms
 from analysis.derive import derive
-from analysis.dns import Dns, DnsRows, to_arrow
+from analysis.dns import Dns, DnsRows, joined_rows, to_arrow
 from analysis.enrich import enrich as enrich_lake
 from analysis.enrich import known_identities, known_interfaces, learn
 from analysis.errors import PodtapError, Problem
 from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.journals import journals_of_recordings
+from analysis.lanes import Lanes
 from analysis.layout import (
     COUNTED_COPIES,
     COUNTED_FIRST_TS,
@@ -53,7 +53,6 @@ from analysis.segment_rows import segments_table, undecoded
 from analysis.segments import STDIN, Segment, find_segments
 
 Records: TypeAlias = npt.NDArray[Any]
-Submit: TypeAlias = Callable[..., Future[Any]]
 Progress: TypeAlias = Callable[[int, int | None, int], None]
 
 OVERLAP_NS: Final = NANOSECONDS // 50
@@ -316,75 +315,69 @@ class _Line:
         return packets
 
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
-        """One recording. Reading and decoding run ahead of the search for flows, all else behind, in threads."""
+        """One recording. Reading and decoding run ahead of the search for flows, all else behind."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
-        parallel = self._jobs > 1
-        with (
-            ThreadPoolExecutor(1) as reader,
-            ThreadPoolExecutor(1) as asker,
-            ThreadPoolExecutor(1) as judges,
-            ThreadPoolExecutor(1) as packer,
-            ThreadPoolExecutor(1) as writer,
-        ):
-            pools = reader, asker, judges, packer, writer
-            read, ask, judge, pack, write = (pool.submit if parallel else _at_once for pool in pools)
-            asking: deque[Future[None]] = deque()
-            judging: deque[Future[None]] = deque()
-            packing: deque[Future[None]] = deque()
-            writing: deque[Future[None]] = deque()
+        with Lanes(6, self._jobs) as lanes:
+            reading, judging, asking, packing, tabling, writing = lanes
+            read: deque[Chunk | None] = deque()
+
+            def read_next() -> None:
+                read.append(next(chunks, None))
 
             def write_later(function: Callable[..., None], *arguments: Any) -> None:
-                writing.append(write(function, node, *arguments))
+                writing.submit(function, node, *arguments)
 
-            coming = deque(read(next, chunks, None) for _ in range(self._ahead))
+            def write_flows_later(rows: FlowRows) -> None:
+                _learn_uncertain(retransmits, rows)
+                write_later(self._write_minutes, rows[-1])
+                tabling.submit(self._make_flows, rows, write_later)
+
+            for _ in range(self._ahead):
+                reading.submit(read_next)
             while True:
-                coming.append(read(next, chunks, None))
-                chunk = coming.popleft().result()
+                reading.submit(read_next)
+                reading.wait(self._ahead)
+                chunk = read.popleft()
                 if chunk is None:
                     break
                 if flows.must_rest(len(chunk.packets)):
-                    _finish(judging)
+                    judging.wait()
                 copies = flows.assign(chunk.data, chunk.packets, self._points.kinds(), self._points.hashes())
                 chunk.counts[COUNTED_COPIES] += copies
-                judging.append(judge(self._judge, flows, retransmits, chunk, flows.slots, write_later))
-                asking.append(ask(self._feed_dns, dns, chunk, write_later))
-                packing.append(pack(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots)))
+                judging.submit(self._judge, flows, retransmits, chunk, flows.slots, write_flows_later)
+                asking.submit(self._feed_dns, dns, chunk, write_later)
+                packing.submit(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots))
                 if chunk.tells_of_paths:
-                    _finish(judging)
-                self._wait(asking, judging, packing, writing)
+                    judging.wait()
+                for lane in lanes:
+                    lane.wait(self._ahead)
                 self._show_progress()
-            asking.append(ask(self._finish_dns, dns, write_later))
-            _finish(judging)
+            asking.submit(self._finish_dns, dns, write_later)
+            judging.wait()
             flows.finish()
             retransmits.finish()
-            packing.append(pack(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots)))
-            packing.append(pack(self._write_row_groups, node))
+            packing.submit(self._keep_packets, node, NO_BYTES, flows.settled(), len(flows.slots))
+            packing.submit(self._write_row_groups, node)
             for rows in flows.last_rows(lake.ROW_GROUP_ROWS):
-                _learn_uncertain(retransmits, rows)
-                write_later(self._write_minutes, rows[-1])
-                write_later(self._write_flows_table, judge(self._flows_table, rows))
-                self._wait(writing)
+                write_flows_later(rows)
+                for lane in tabling, writing:
+                    lane.wait(self._ahead)
             self._write_retransmits(node, retransmits.rows())
-            _finish(asking)
-            _finish(packing)
-            _finish(writing)
+            for lane in lanes:
+                lane.wait()
 
     def _judge(
-        self, flows: Flows, retransmits: Retransmits, chunk: Chunk, slots: Records, write_later: Callable[..., None]
+        self,
+        flows: Flows,
+        retransmits: Retransmits,
+        chunk: Chunk,
+        slots: Records,
+        write_flows_later: Callable[[FlowRows], None],
     ) -> None:
         """What was sent again, and what that adds to the flows' accounts; `slots`: those of the chunk's flows."""
         flows.account(chunk.data, chunk.packets, retransmits.feed(chunk.data, chunk.packets, slots))
         if flows.finished >= FLUSH_FLOWS:
-            rows = flows.rows()
-            _learn_uncertain(retransmits, rows)
-            write_later(self._write_minutes, rows[-1])
-            write_later(self._write_flows, rows)
-
-    def _wait(self, *queues: deque[Future[None]]) -> None:
-        """Until no queue is longer than it may be."""
-        for behind in queues:
-            while len(behind) > self._ahead:
-                behind.popleft().result()
+            write_flows_later(clustered(flows.rows()))
 
     def _keep_packets(self, node: str, data: npt.NDArray[np.uint8], packets: Records, slots: int) -> None:
         """`data`: of the packets' chunk; those of other chunks among them have nothing in it that a row shows."""
@@ -398,15 +391,11 @@ class _Line:
             self._batch.add_packets(day, row_group, node)
         self._packet_rows.clear()
 
-    def _write_flows(self, node: str, rows: FlowRows) -> None:
-        self._write_flows_table(node, _at_once(self._flows_table, clustered(rows)))
-
-    def _flows_table(self, rows: FlowRows) -> pa.Table:
+    def _make_flows(self, rows: FlowRows, write_later: Callable[..., None]) -> None:
         table = flows_table(*rows[:-1], self._points.names)
-        return add_identities(self._identities, "flows", table, self._cluster)
+        write_later(self._write_flows, add_identities(self._identities, "flows", table, self._cluster))
 
-    def _write_flows_table(self, node: str, coming: Future[pa.Table]) -> None:
-        table = coming.result()
+    def _write_flows(self, node: str, table: pa.Table) -> None:
         self._batch.add("flows", table, node)
         self._summary.flows += len(table)
 
@@ -427,7 +416,8 @@ class _Line:
         dns.finish()
         write_later(self._write_dns, dns.rows())
 
-    def _write_dns(self, node: str, rows: DnsRows) -> None:
+    def _write_dns(self, node: str, finished: list[DnsRows]) -> None:
+        rows = joined_rows(finished)
         for part in rows.parts(lake.ROW_GROUP_ROWS):  # each with dictionaries of its own
             table = dns_table(part, self._segment_names, self._points.names)
             self._batch.add("dns", add_identities(self._identities, "dns", table, self._cluster), node)
@@ -443,17 +433,6 @@ def _learn_uncertain(retransmits: Retransmits, rows: FlowRows) -> None:
     """Where the capture missed too much of a flow, its retransmits are in doubt."""
     flows, sides = rows[:2]
     retransmits.learn_uncertain(flows["flow_uid"][is_loss_uncertain(flows, sides)])
-
-
-def _finish(queue: deque[Future[None]]) -> None:
-    while queue:
-        queue.popleft().result()
-
-
-def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(function(*arguments))
-    return future
 
 
 def _node_name(segment: Segment) -> str:

@@ -1,0 +1,101 @@
+"""Tasks are done in the order of their lane, one at a time, beside those of other lanes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from analysis.lanes import Lanes
+
+SECONDS = 20
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_each_lane_keeps_its_order_and_does_one_task_at_a_time(threads: int) -> None:
+    done: list[list[int]] = [[], [], []]
+    at_work = [0, 0, 0]
+    most = [0, 0, 0]
+
+    def task(lane: int, number: int) -> None:
+        at_work[lane] += 1
+        most[lane] = max(most[lane], at_work[lane])
+        time.sleep(0.0005 * (number % 3))
+        done[lane].append(number)
+        at_work[lane] -= 1
+
+    with Lanes(3, threads) as lanes:
+        for number in range(60):
+            for place, lane in enumerate(lanes):
+                lane.submit(task, place, number)
+        for lane in lanes:
+            lane.wait()
+    assert done == [list(range(60))] * 3
+    assert most == [1, 1, 1]
+
+
+def test_lanes_go_on_beside_each_other_and_the_one_who_waits_lends_a_hand() -> None:
+    meeting = threading.Barrier(2)
+    with Lanes(2, threads=2) as (one, other):
+        one.submit(meeting.wait, SECONDS)
+        other.submit(meeting.wait, SECONDS)
+        one.wait()
+        other.wait()
+
+
+def test_one_thread_is_that_of_the_caller() -> None:
+    threads: list[threading.Thread] = []
+    with Lanes(2, threads=1) as lanes:
+        for lane in lanes:
+            lane.submit(lambda: threads.append(threading.current_thread()))
+        assert threads == []
+        for lane in lanes:
+            lane.wait()
+    assert threads == [threading.current_thread()] * 2
+
+
+def test_wait_leaves_as_many_tasks_as_it_may() -> None:
+    done: list[int] = []
+    with Lanes(1, threads=1) as (lane,):
+        for number in range(5):
+            lane.submit(done.append, number)
+        lane.wait(2)
+        assert done == [0, 1, 2]
+
+
+def test_tasks_hand_in_others_that_are_waited_for_too() -> None:
+    done: list[int] = []
+    with Lanes(2, threads=2) as (one, other):
+        for number in range(50):
+            one.submit(other.submit, done.append, number)
+        one.wait()
+        other.wait()
+    assert done == list(range(50))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_comes_with_the_next_wait_and_ends_all(threads: int, error: type[BaseException]) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise error("no room")
+
+    running = threading.active_count()
+    with pytest.raises(error, match="no room"), Lanes(2, threads) as (one, other):
+        other.submit(fail)
+        other.submit(done.append, 1)
+        other.wait(1)
+        one.submit(done.append, 2)
+        one.wait()
+    assert done == []
+    assert threading.active_count() == running
+
+
+def test_an_error_of_the_caller_leaves_nothing_running() -> None:
+    running = threading.active_count()
+    with pytest.raises(ZeroDivisionError), Lanes(1, threads=3) as (lane,):
+        lane.submit(time.sleep, 0.01)
+        raise ZeroDivisionError
+    assert threading.active_count() == running
