@@ -89,10 +89,11 @@ def analyze(
     """
     with importing():
         from analysis.compilation import compile_kernels, must_compile
+        from analysis.lanes import processors
         from analysis.pipeline import analyze as analyze_captures
 
     if must_compile():
-        processes = jobs or os.cpu_count() or 1
+        processes = jobs or processors()
         seconds = 4 + 28 // processes
         click.echo(f"first run on this machine: compiling, which takes about {seconds} s once", err=True)
         compile_kernels(processes)

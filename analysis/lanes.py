@@ -6,6 +6,7 @@ each other, and sleep and wake so often that processors stand idle while there i
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 Task: TypeAlias = Callable[[], Any]
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Lanes:
@@ -26,7 +32,7 @@ class Lanes:
         self._changed = threading.Condition()
         self._is_over = False
         self._error: BaseException | None = None
-        self._threads = [threading.Thread(target=self._help) for _ in range(threads - 1)]
+        self._threads = [threading.Thread(target=self._help) for _ in range(min(threads - 1, lanes))]
 
     def __enter__(self) -> list[Lane]:
         for thread in self._threads:

@@ -31,7 +31,7 @@ from analysis.errors import PodtapError, Problem
 from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.journals import journals_of_recordings
-from analysis.lanes import Lanes
+from analysis.lanes import Lanes, processors
 from analysis.layout import (
     COUNTED_COPIES,
     COUNTED_FIRST_TS,
@@ -110,9 +110,8 @@ def analyze(
     """Turns captures into the tables of a lake, all at once or not at all.
 
     `inputs`: files, folders, globs or '-'; a folder may be a recording, of which the journal is metadata, too.
-    `metadata`: kubectl dumps and journals that name addresses. `jobs`: 1, or more to read
-    and write beside the analysis (default: as there are cores). What can't be read becomes a Problem. Raises
-    PodtapError where nothing can be done at all.
+    `metadata`: kubectl dumps and journals that name addresses. `jobs`: threads (default: one for each processor that
+    may be used). What can't be read becomes a Problem. Raises PodtapError where nothing can be done at all.
     """
     begun = time.monotonic()
     root = Path(lake_root)
@@ -135,7 +134,7 @@ def analyze(
     if segments:
         batch = lake.Batch(root, xxhash.xxh3_64_hexdigest(f"{time.time_ns()}{segments[0].path}".encode()))
         try:
-            threads = jobs or os.cpu_count() or 1
+            threads = jobs or processors()
             _Line(batch, identities, summary, threads, vxlan_ports, progress).run(segments, told)
             batch.record.inputs = {segment.key: segment.bytes_read for segment in segments}
             batch.record.unsealed = {segment.key: segment.origin for segment in segments if segment.unsealed}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
 import pytest
 
-from analysis.lanes import Lanes
+from analysis.lanes import Lanes, processors
 
 SECONDS = 20
 
@@ -99,3 +100,14 @@ def test_an_error_of_the_caller_leaves_nothing_running() -> None:
         lane.submit(time.sleep, 0.01)
         raise ZeroDivisionError
     assert threading.active_count() == running
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't keep a process from processors")
+def test_only_processors_that_may_be_used_count() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert processors() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert processors() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
