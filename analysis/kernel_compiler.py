@@ -24,6 +24,7 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.postproc import PostProcessor
 from numba.core.transforms import canonicalize_cfg
 from numba.core.types.functions import BaseFunction
+from numba.core.typing.typeof import typeof_impl
 
 from analysis import layout
 
@@ -231,23 +232,39 @@ def kernel(function):
     return dispatcher
 
 
+class Part:
+    """What only kernels call. Numba has to know of it when it compiles one that does, which hardly any run needs."""
+
+    def __init__(self, function, options):
+        functools.update_wrapper(self, function)
+        self.options = options
+
+    @functools.cached_property
+    def dispatcher(self):
+        compiler = numba.njit(
+            pipeline_class=PartCompiler,
+            boundscheck=True,
+            nogil=True,
+            no_cpython_wrapper=True,
+            no_cfunc_wrapper=True,
+            _nrt=False,
+            **self.options,
+        )
+        dispatcher = compiler(self.__wrapped__)
+        find = dispatcher.get_call_template
+        dispatcher.get_call_template = lambda args, kws: find(tuple(types.unliteral(each) for each in args), kws)
+        return dispatcher
+
+
+@typeof_impl.register(Part)
+def type_of_part(part, _):
+    return types.Dispatcher(part.dispatcher)
+
+
 def inner(function, **options):
     """For what only kernels call. It is cached as a part of them, and compiled once for all literal numbers that they
     give it: Numba does so for each anew."""
-    compiler = numba.njit(
-        pipeline_class=PartCompiler,
-        boundscheck=True,
-        nogil=True,
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-        _nrt=False,
-        **options,
-    )
-    dispatcher = compiler(function)
-    if dispatcher is not function:
-        find = dispatcher.get_call_template
-        dispatcher.get_call_template = lambda args, kws: find(tuple(types.unliteral(each) for each in args), kws)
-    return dispatcher
+    return function if numba.config.DISABLE_JIT else Part(function, options)
 
 
 def hot(function):
