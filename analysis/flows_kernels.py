@@ -87,6 +87,8 @@ FRAGMENT = np.dtype(
 )
 """A fragmented datagram: the ports of its first fragment, or how much came before that one."""
 FRAGMENTED_DATAGRAMS = 4096
+FRAGMENT_PLACES = 8
+"""Any of so many may hold a datagram: one that others come between keeps its place."""
 FRAGMENT_TIMEOUT_NS = 60 * NANOSECONDS
 EARLY_FRAGMENTS = 4096
 """So many wait at most; rows of more are written without a flow."""
@@ -232,6 +234,19 @@ def release_early(entry, early, links, settled, count):
 
 
 @inner
+def place_of_datagram(fragments, key, ts):
+    """Where the datagram is in `fragments`, and whether: else it may have the place that was used last longest ago."""
+    first = np.int64(key % np.uint64(len(fragments) // FRAGMENT_PLACES)) * FRAGMENT_PLACES
+    oldest = first
+    for place in range(first, first + FRAGMENT_PLACES):
+        if fragments[place]["key"] == key and ts - fragments[place]["ts"] < FRAGMENT_TIMEOUT_NS:
+            return place, True
+        if fragments[place]["ts"] < fragments[oldest]["ts"]:
+            oldest = place
+    return oldest, False
+
+
+@inner
 def resolve_fragment(p, fragments, early, links, settled, count):
     """Gives later fragments the ports of their first one, by (addresses, protocol, id).
 
@@ -240,9 +255,8 @@ def resolve_fragment(p, fragments, early, links, settled, count):
     """
     key = mix(mix(mix(p["src_hi"] ^ p["src_lo"], p["dst_hi"]), p["dst_lo"]), np.uint64(p["ip_id"]))
     key = mix(key, (np.uint64(p["protocol"]) << np.uint64(32)) | np.uint64(p["interface"]))
-    place = np.int64(key % np.uint64(FRAGMENTED_DATAGRAMS))
+    place, known = place_of_datagram(fragments, key, p["ts"])
     entry = fragments[place]
-    known = entry["key"] == key and p["ts"] - entry["ts"] < FRAGMENT_TIMEOUT_NS
     if not known:
         count = release_early(entry, early, links, settled, count)
         entry["key"] = key

@@ -233,6 +233,14 @@ def test_rows_of_fragments_name_the_flow_of_their_first_one_as_in_the_naive_twin
             assert (packet["flow_uid"] != 0) == (first is not None)
 
 
+def test_fragments_of_many_datagrams_may_come_mixed() -> None:
+    many = range(500)
+    packets = settled(fragments([(SECOND, n, True) for n in many] + [(SECOND, n, False) for n in many]), 100)
+    first, later = np.split(packets, 2)
+    assert len(set(first["flow_uid"].tolist()) - {0}) == len(many)
+    assert first["flow_uid"].tolist() == later["flow_uid"].tolist()
+
+
 def test_fragments_of_icmp_follow_their_first_one_too() -> None:
     made = fragments([(SECOND, 1, False), (SECOND, 1, True), (SECOND, 1, False)], layout.ICMP)
     made["icmp_type"], made["has_ports"] = [0, 8, 0], 0
