@@ -258,6 +258,7 @@ class Part:
 
 @typeof_impl.register(Part)
 def type_of_part(part, _):
+    """To a kernel, a part is the function that Numba makes of it."""
     return types.Dispatcher(part.dispatcher)
 
 
