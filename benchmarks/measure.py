@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-SAMPLE_SECONDS = 0.02
+SAMPLE_SECONDS = 0.1
+"""Often enough, and not so often that it takes of the processors what is measured."""
 
 
 @dataclass(frozen=True)
