@@ -1,9 +1,9 @@
 """Where packets were lost: between the last point that saw what was sent again, and the first that did not.
 
 An event is a retransmission as its sender's nearest point tells it. Of the sends of its first byte, as many were lost
-before a point as did not come there; which, is told by when the others came. Points that only some packets of a way
-went past say nothing: a hop that is never seen is no loss. A point that missed what a later one saw lost it in
-capturing.
+before a point as did not come there; which, is told by when the others came, there and to the point before. Points that
+only some packets of a way went past say nothing: a hop that is never seen is no loss. A point that missed what a later
+one saw lost it in capturing.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def losses(
     starts = np.searchsorted(found["event"], np.arange(len(events) + 1))
     located = np.empty((len(events), 4), np.int32)
     room = int(np.diff(starts).max(initial=0)) + 1
-    times, came = np.empty(room, np.int64), np.empty(room, np.bool_)
+    times, came = np.empty((3, room), np.int64), np.empty((2, room), np.bool_)
     kernels.locate(events, ways, points, clocks, found, starts, located, times, came)
     return located
 

@@ -48,23 +48,34 @@ def find(carried, flow_ways, ways, events, sends):
 
 
 @inner
-def match(sends, begin, end, flow, slack, times, came):
-    """Sets came[k]: whether the send at times[k] (sorted) came to a flow, by its sends[begin:end], sorted by time.
+def match(sends, begin, end, flow, slack, times, may, came, arrivals):
+    """Sets came[k]: whether the send at times[k] (sorted) came to a flow, by its sends[begin:end], sorted by time; if
+    so, arrivals[k] is when. Of the sends only those that `may`. Returns how many packets belong to none.
 
     What came belongs to the last send before it that nothing that came later belongs to: packets hardly overtake each
     other, and a busy node may see one long after the next was sent. `slack`: how far the two clocks may be apart.
     """
     came[:] = False
     send = len(times) - 1
+    left = 0
     for k in range(end - 1, begin - 1, -1):
         if sends[k]["flow"] != flow:
             continue
-        while send >= 0 and times[send] > sends[k]["ts"] + slack:
+        while send >= 0 and (not may[send] or times[send] > sends[k]["ts"] + slack):
             send -= 1
         if send < 0:
-            return
-        came[send] = True
-        send -= 1
+            left += 1
+        else:
+            came[send] = True
+            arrivals[send] = sends[k]["ts"]
+            send -= 1
+    return left
+
+
+@inner
+def apart(one, other):
+    """How far the clocks of two flows may be apart."""
+    return one["bound"] + other["bound"] if one["node"] != other["node"] else np.int64(0)
 
 
 @kernel
@@ -73,8 +84,12 @@ def locate(events, ways, points, clocks, sends, starts, found, all_times, all_ca
 
     That is the last point of the way that saw it, and the next one; -1: none there. An event's own send is told if no
     other followed it, else both are -1. points: STEP, those of a way in the order of its path; clocks: FLOW_CLOCK;
-    sends[starts[e] : starts[e + 1]]: SENDs of event e, sorted by time. all_times: int64[m + 1] and all_came:
-    bool[m + 1], room to work in, where m is the most SENDs that an event has.
+    sends[starts[e] : starts[e + 1]]: SENDs of event e, sorted by time. all_times: int64[3, m + 1] and all_came:
+    bool[2, m + 1], room to work in, where m is the most SENDs that an event has.
+
+    What came to a point is what came to the point before it, by the times there: what is still under way when its byte
+    is sent again is no loss of what follows. Only where that does not explain all that came, because that point missed
+    some in capturing, it may be any of the sends.
     """
     for e in range(len(events)):
         event = events[e]
@@ -86,13 +101,17 @@ def locate(events, ways, points, clocks, sends, starts, found, all_times, all_ca
         for k in range(begin, end):
             if sends[k]["flow"] == way["flow"]:
                 if is_again and count == 0 and sends[k]["ts"] >= event["ts"]:
-                    all_times[0] = event["previous_ts"]
+                    all_times[0, 0] = event["previous_ts"]
                     count = 1
                 if sends[k]["ts"] <= event["ts"]:
                     own = count
-                all_times[count] = sends[k]["ts"]
+                all_times[0, count] = sends[k]["ts"]
                 count += 1
-        times, came = all_times[:count], all_came[:count]
+        times, times_before, arrivals = all_times[0, :count], all_times[1, :count], all_times[2, :count]
+        came, came_before = all_came[0, :count], all_came[1, :count]
+        for k in range(count):
+            times_before[k], came_before[k] = times[k], True
+        before = sender
         is_last = own == count - 1
         found[e, :] = -1
         if not is_again:
@@ -110,8 +129,14 @@ def locate(events, ways, points, clocks, sends, starts, found, all_times, all_ca
                 continue
             if not is_behind or own < 0:
                 continue
-            slack = sender["bound"] + clock["bound"] if clock["node"] != sender["node"] else 0
-            match(sends, begin, end, flow, slack, times, came)
+            slack = apart(sender, clock)
+            if match(sends, begin, end, flow, apart(before, clock), times_before, came_before, came, arrivals):
+                came_before[:] = True
+                match(sends, begin, end, flow, slack, times, came_before, came, arrivals)
+            for k in range(count):
+                came_before[k] = came[k]
+                times_before[k] = arrivals[k] if came[k] else times[k]
+            before = clock
             if is_again:
                 if came[own - 1]:
                     found[e, 0], found[e, 1] = flow, -1

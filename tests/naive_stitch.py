@@ -142,22 +142,30 @@ def locate(
         sent = sorted(times[nearest])
         before = [ts for ts in sent if ts < event["ts"]][-1:]
 
-        def slack(flow: int) -> int:
-            one, other = clocks[nearest], clocks[flow]  # noqa: B023
-            return int(one["bound"] + other["bound"]) if one["node"] != other["node"] else 0
+        def slack(one: int, other: int) -> int:
+            first, second = clocks[one], clocks[other]
+            return int(first["bound"] + second["bound"]) if first["node"] != second["node"] else 0
 
-        def came(flow: int) -> Collection[int]:
-            return sent if flow == nearest else latest_sends(sent, times[flow], slack(flow))  # noqa: B023
+        came, at_point, before_point = {nearest: set(sent)}, {ts: ts for ts in sent}, nearest
+        for flow in path[1:]:
+            seen = sorted(times[flow])
+            by_time = {at: ts for ts, at in at_point.items()}
+            there = [by_time[at] for at in latest_sends(sorted(by_time), seen, slack(before_point, flow))]
+            if len(there) < len(seen):
+                there = list(latest_sends(sent, seen, slack(nearest, flow)))
+            came[flow] = set(there)
+            at_point = dict(zip(sorted(there), seen[len(seen) - len(there) :], strict=True))
+            before_point = flow
 
         def ends(points: list[int]) -> list[int]:
             last = points[-1] if points else -1
             behind = path[path.index(last) + 1 :] if points else []  # noqa: B023
             return [last, behind[0] if behind else -1]
 
-        own = [f for f in path if event["ts"] in came(f) or clocks[f]["last_seen"] <= event["ts"] + slack(f)]
+        own = [f for f in path if event["ts"] in came[f] or clocks[f]["last_seen"] <= event["ts"] + slack(nearest, f)]
         found.append(
             [
-                *([-1, nearest] if event["previous_ts"] == NEVER else ends([f for f in path if before[0] in came(f)])),
+                *([-1, nearest] if event["previous_ts"] == NEVER else ends([f for f in path if before[0] in came[f]])),
                 *([-1, -1] if sent[-1] > event["ts"] else ends(own)),
             ]
         )

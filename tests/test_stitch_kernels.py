@@ -164,6 +164,25 @@ def test_losses_are_located(seed: int) -> None:
     rows = np.zeros(len(of_both), SEND)
     rows[["event", "flow", "ts"]] = of_both
     starts = np.array([0, len(sends), 2 * len(sends)])
-    times, came = np.full(len(sends) + 1, -1), np.full(len(sends) + 1, True)
+    times, came = np.full((3, len(sends) + 1), -1), np.full((2, len(sends) + 1), True)
     losses_kernels.locate(events, ways, points, clocks, rows, starts, found, times, came)
     assert found.tolist() == naive.locate(events, ways, [path.tolist()], clocks, of_both)
+
+
+def test_what_is_still_under_way_when_its_byte_is_sent_again_is_no_loss_of_what_follows() -> None:
+    """The first and the third send are lost behind the first point. The second passes the last two around the third."""
+    points = np.zeros(4, STEP)
+    points["flow"] = range(4)
+    ways = np.zeros(1, EVENT_WAY)
+    ways["last_point"] = 4
+    events = np.zeros(1, EVENT)
+    events["ts"], events["previous_ts"] = 300, 200
+    rows = np.zeros(6, SEND)
+    rows["flow"] = [0, 0, 1, 2, 0, 3]
+    rows["ts"] = [100, 200, 210, 290, 300, 320]
+    found = np.empty((1, 4), np.int32)
+    clocks = np.zeros(4, FLOW_CLOCK)
+    clocks["last_seen"] = 1000
+    times, came = np.empty((3, 7), np.int64), np.empty((2, 7), np.bool_)
+    losses_kernels.locate(events, ways, points, clocks, rows, np.array([0, 6]), found, times, came)
+    assert found.tolist() == [[3, -1, 0, 1]]
