@@ -89,8 +89,8 @@ def analyze(
     """
     with importing():
         from analysis.compilation import compile_kernels, must_compile
-        from analysis.lanes import processors
         from analysis.pipeline import analyze as analyze_captures
+        from analysis.queues import processors
 
     if must_compile():
         processes = jobs or processors()

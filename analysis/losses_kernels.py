@@ -134,8 +134,7 @@ def locate(events, ways, points, clocks, sends, starts, found, all_times, all_ca
                 came_before[:] = True
                 match(sends, begin, end, flow, slack, times, came_before, came, arrivals)
             for k in range(count):
-                came_before[k] = came[k]
-                times_before[k] = arrivals[k] if came[k] else times[k]
+                came_before[k], times_before[k] = came[k], arrivals[k]
             before = clock
             if is_again:
                 if came[own - 1]:

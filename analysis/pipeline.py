@@ -31,7 +31,6 @@ from analysis.errors import PodtapError, Problem
 from analysis.flows import FlowRows, Flows, clustered, flow_minutes_table, flows_table, is_loss_uncertain
 from analysis.identities import Identities, add_identities, load_identities
 from analysis.journals import journals_of_recordings
-from analysis.lanes import Lanes, processors
 from analysis.layout import (
     COUNTED_COPIES,
     COUNTED_FIRST_TS,
@@ -45,6 +44,7 @@ from analysis.layout import (
 from analysis.observation_points import ObservationPoints
 from analysis.packet_rows import PacketRows
 from analysis.packets import decode_packets, new_counts
+from analysis.queues import Queues, processors
 from analysis.recordings import Told, gaps_table, told_by, unseen_pods
 from analysis.retransmits import Retransmits, retransmits_table
 from analysis.rooms import Ring
@@ -316,8 +316,8 @@ class _Line:
     def _record(self, node: str, chunks: Iterator[Chunk]) -> None:
         """One recording. Reading and decoding run ahead of the search for flows, all else behind."""
         flows, retransmits, dns = Flows(), Retransmits(), Dns()
-        with Lanes(6, self._jobs) as lanes:
-            reading, judging, asking, packing, tabling, writing = lanes
+        with Queues(6, self._jobs) as queues:
+            reading, judging, asking, packing, tabling, writing = queues
             read: deque[Chunk | None] = deque()
 
             def read_next() -> None:
@@ -348,8 +348,8 @@ class _Line:
                 packing.submit(self._keep_packets, node, chunk.data, flows.settled(), len(flows.slots))
                 if chunk.tells_of_paths:
                     judging.wait()
-                for lane in lanes:
-                    lane.wait(self._ahead)
+                for queue in queues:
+                    queue.wait(self._ahead)
                 self._show_progress()
             asking.submit(self._finish_dns, dns, write_later)
             judging.wait()
@@ -359,11 +359,11 @@ class _Line:
             packing.submit(self._write_row_groups, node)
             for rows in flows.last_rows(lake.ROW_GROUP_ROWS):
                 write_flows_later(rows)
-                for lane in tabling, writing:
-                    lane.wait(self._ahead)
+                for queue in tabling, writing:
+                    queue.wait(self._ahead)
             self._write_retransmits(node, retransmits.rows())
-            for lane in lanes:
-                lane.wait()
+            for queue in queues:
+                queue.wait()
 
     def _judge(
         self,

@@ -149,8 +149,11 @@ def locate(
         came, at_point, before_point = {nearest: set(sent)}, {ts: ts for ts in sent}, nearest
         for flow in path[1:]:
             seen = sorted(times[flow])
-            by_time = {at: ts for ts, at in at_point.items()}
-            there = [by_time[at] for at in latest_sends(sorted(by_time), seen, slack(before_point, flow))]
+            by_time: dict[int, list[int]] = defaultdict(list)
+            for ts, at in sorted(at_point.items()):
+                by_time[at].append(ts)
+            latest = latest_sends(sorted(at_point.values()), seen, slack(before_point, flow))
+            there = [by_time[at].pop() for at in latest]
             if len(there) < len(seen):
                 there = list(latest_sends(sent, seen, slack(nearest, flow)))
             came[flow] = set(there)

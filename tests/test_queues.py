@@ -1,4 +1,4 @@
-"""Tasks are done in the order of their lane, one at a time, beside those of other lanes."""
+"""Tasks are done in the order of their queue, one at a time, beside those of other queues."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import time
 
 import pytest
 
-from analysis.lanes import Lanes, processors
+from analysis.queues import Queues, processors
 
 SECONDS = 20
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_each_lane_keeps_its_order_and_does_one_task_at_a_time(threads: int) -> None:
+def test_each_queue_keeps_its_order_and_does_one_task_at_a_time(threads: int) -> None:
     done: list[list[int]] = [[], [], []]
     at_work = [0, 0, 0]
     most = [0, 0, 0]
 
-    def task(lane: int, number: int) -> None:
-        at_work[lane] += 1
-        most[lane] = max(most[lane], at_work[lane])
+    def task(queue: int, number: int) -> None:
+        at_work[queue] += 1
+        most[queue] = max(most[queue], at_work[queue])
         time.sleep(0.0005 * (number % 3))
-        done[lane].append(number)
-        at_work[lane] -= 1
+        done[queue].append(number)
+        at_work[queue] -= 1
 
-    with Lanes(3, threads) as lanes:
+    with Queues(3, threads) as queues:
         for number in range(60):
-            for place, lane in enumerate(lanes):
-                lane.submit(task, place, number)
-        for lane in lanes:
-            lane.wait()
+            for place, queue in enumerate(queues):
+                queue.submit(task, place, number)
+        for queue in queues:
+            queue.wait()
     assert done == [list(range(60))] * 3
     assert most == [1, 1, 1]
 
 
-def test_lanes_go_on_beside_each_other_and_the_one_who_waits_lends_a_hand() -> None:
+def test_queues_go_on_beside_each_other_and_the_one_who_waits_lends_a_hand() -> None:
     meeting = threading.Barrier(2)
-    with Lanes(2, threads=2) as (one, other):
+    with Queues(2, threads=2) as (one, other):
         one.submit(meeting.wait, SECONDS)
         other.submit(meeting.wait, SECONDS)
         one.wait()
@@ -47,27 +47,27 @@ def test_lanes_go_on_beside_each_other_and_the_one_who_waits_lends_a_hand() -> N
 
 def test_one_thread_is_that_of_the_caller() -> None:
     threads: list[threading.Thread] = []
-    with Lanes(2, threads=1) as lanes:
-        for lane in lanes:
-            lane.submit(lambda: threads.append(threading.current_thread()))
+    with Queues(2, threads=1) as queues:
+        for queue in queues:
+            queue.submit(lambda: threads.append(threading.current_thread()))
         assert threads == []
-        for lane in lanes:
-            lane.wait()
+        for queue in queues:
+            queue.wait()
     assert threads == [threading.current_thread()] * 2
 
 
 def test_wait_leaves_as_many_tasks_as_it_may() -> None:
     done: list[int] = []
-    with Lanes(1, threads=1) as (lane,):
+    with Queues(1, threads=1) as (queue,):
         for number in range(5):
-            lane.submit(done.append, number)
-        lane.wait(2)
+            queue.submit(done.append, number)
+        queue.wait(2)
         assert done == [0, 1, 2]
 
 
 def test_tasks_hand_in_others_that_are_waited_for_too() -> None:
     done: list[int] = []
-    with Lanes(2, threads=2) as (one, other):
+    with Queues(2, threads=2) as (one, other):
         for number in range(50):
             one.submit(other.submit, done.append, number)
         one.wait()
@@ -84,7 +84,7 @@ def test_an_error_comes_with_the_next_wait_and_ends_all(threads: int, error: typ
         raise error("no room")
 
     running = threading.active_count()
-    with pytest.raises(error, match="no room"), Lanes(2, threads) as (one, other):
+    with pytest.raises(error, match="no room"), Queues(2, threads) as (one, other):
         other.submit(fail)
         other.submit(done.append, 1)
         other.wait(1)
@@ -96,8 +96,8 @@ def test_an_error_comes_with_the_next_wait_and_ends_all(threads: int, error: typ
 
 def test_an_error_of_the_caller_leaves_nothing_running() -> None:
     running = threading.active_count()
-    with pytest.raises(ZeroDivisionError), Lanes(1, threads=3) as (lane,):
-        lane.submit(time.sleep, 0.01)
+    with pytest.raises(ZeroDivisionError), Queues(1, threads=3) as (queue,):
+        queue.submit(time.sleep, 0.01)
         raise ZeroDivisionError
     assert threading.active_count() == running
 

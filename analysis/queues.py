@@ -1,6 +1,6 @@
-"""Tasks in lanes: those of one lane are done in order, one at a time, beside those of other lanes.
+"""Tasks in queues: those of one queue are done in order, one at a time, beside those of other queues.
 
-Each thread takes whatever is ready in any lane. A thread for each lane would be simpler, but such threads hand on to
+Each thread takes whatever is ready in any queue. A thread for each queue would be simpler, but such threads hand on to
 each other, and sleep and wake so often that processors stand idle while there is work.
 """
 
@@ -21,23 +21,23 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Lanes:
-    """So many lanes, and threads for all of them, the caller's among them: where it waits, it does what is to be done.
+class Queues:
+    """So many queues, and threads for all of them, the caller's among them: where it waits, it does what is to be done.
 
-    Tasks may hand in others, to any lane, but not wait for them.
+    Tasks may hand in others, to any queue, but not wait for them.
     """
 
-    def __init__(self, lanes: int, threads: int) -> None:
-        self._lanes = [Lane(self) for _ in range(lanes)]
+    def __init__(self, queues: int, threads: int) -> None:
+        self._queues = [Queue(self) for _ in range(queues)]
         self._changed = threading.Condition()
         self._is_over = False
         self._error: BaseException | None = None
-        self._threads = [threading.Thread(target=self._help) for _ in range(min(threads - 1, lanes))]
+        self._threads = [threading.Thread(target=self._help) for _ in range(min(threads - 1, queues))]
 
-    def __enter__(self) -> list[Lane]:
+    def __enter__(self) -> list[Queue]:
         for thread in self._threads:
             thread.start()
-        return self._lanes
+        return self._queues
 
     def __exit__(self, *error: object) -> None:
         """What was not waited for may be left undone."""
@@ -45,40 +45,40 @@ class Lanes:
         for thread in self._threads:
             thread.join()
 
-    def submit(self, lane: Lane, task: Task) -> None:
+    def submit(self, queue: Queue, task: Task) -> None:
         with self._changed:
-            lane.tasks.append(task)
+            queue.tasks.append(task)
             self._changed.notify()
 
-    def wait(self, lane: Lane, left: int) -> None:
-        self._work([lane, *self._lanes], lambda: len(lane.tasks) + lane.is_busy <= left)
+    def wait(self, queue: Queue, left: int) -> None:
+        self._work([queue, *self._queues], lambda: len(queue.tasks) + queue.is_busy <= left)
         if self._error:
             raise self._error
 
     def _help(self) -> None:
         """What comes last is done first, so that it does not pile up."""
-        self._work(self._lanes[::-1], lambda: False)
+        self._work(self._queues[::-1], lambda: False)
 
-    def _work(self, lanes: Sequence[Lane], is_done: Callable[[], bool]) -> None:
-        """Do what is ready, that of the first lane first, until that is so or all is over."""
-        while taken := self._take(lanes, is_done):
-            lane, task = taken
+    def _work(self, queues: Sequence[Queue], is_done: Callable[[], bool]) -> None:
+        """Do what is ready, that of the first queue first, until that is so or all is over."""
+        while taken := self._take(queues, is_done):
+            queue, task = taken
             try:
                 task()
             except BaseException as error:
                 self._error = error
                 self._end()
             with self._changed:
-                lane.is_busy = False
+                queue.is_busy = False
                 self._changed.notify_all()
 
-    def _take(self, lanes: Sequence[Lane], is_done: Callable[[], bool]) -> tuple[Lane, Task] | None:
+    def _take(self, queues: Sequence[Queue], is_done: Callable[[], bool]) -> tuple[Queue, Task] | None:
         with self._changed:
             while not (self._is_over or is_done()):
-                for lane in lanes:
-                    if lane.tasks and not lane.is_busy:
-                        lane.is_busy = True
-                        return lane, lane.tasks.popleft()
+                for queue in queues:
+                    if queue.tasks and not queue.is_busy:
+                        queue.is_busy = True
+                        return queue, queue.tasks.popleft()
                 self._changed.wait()
         return None
 
@@ -88,18 +88,18 @@ class Lanes:
             self._changed.notify_all()
 
 
-class Lane:
+class Queue:
     """Tasks that are done in the order in which they were handed in. What one raises, the next wait() does."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, queues: Queues) -> None:
         self.tasks: deque[Task] = deque()
         self.is_busy = False
-        self._lanes = lanes
+        self._queues = queues
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have it called with these."""
-        self._lanes.submit(self, partial(function, *arguments))
+        self._queues.submit(self, partial(function, *arguments))
 
     def wait(self, left: int = 0) -> None:
         """Until no more than `left` of the tasks are to be done."""
-        self._lanes.wait(self, left)
+        self._queues.wait(self, left)
